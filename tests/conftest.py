@@ -1,0 +1,52 @@
+"""How every test runs: 64-bit, no silent promotion of types or ranks, shapes checked, the same each time."""
+
+import os
+from pathlib import Path
+
+# Two workers share two cores: one thread each for XLA and BLAS. Both must be set before JAX is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiled programs are kept between runs; what is cheap to compile is not worth a file.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Must stand before the first import of usp_daemon.core, hence here: annotated shapes and types become checks.
+jaxtyping.install_import_hook("usp_daemon.core", "beartype.beartype")
+
+hypothesis.settings.register_profile(
+    "deterministic",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    """The top of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ``USP_*`` variable of the developer's shell reaches a test, save the one that demands a broker."""
+    for name in tuple(os.environ):
+        if name.startswith("USP_") and name != "USP_REQUIRE_KAFKA":
+            monkeypatch.delenv(name)
