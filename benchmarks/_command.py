@@ -19,7 +19,9 @@ def parser(module: str, what: str) -> argparse.ArgumentParser:
     """The common arguments of a suite benchmark."""
     arguments = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=what)
     arguments.add_argument("part", type=Path, metavar="PATH_TO_SUITE_PART", help="directory with index.json")
-    arguments.add_argument("--out", type=Path, help="keep the files for the scorer here (default: a temporary directory)")
+    arguments.add_argument(
+        "--out", type=Path, help="keep the files for the scorer here (default: a temporary directory)"
+    )
     arguments.add_argument("--limit", type=int, help="only the first so many series")
     arguments.add_argument("--only", default="", help="only series whose name contains one of these, comma-separated")
     arguments.add_argument("--engine", choices=("scan", "live", "naive"), default="scan")

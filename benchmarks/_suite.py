@@ -70,7 +70,9 @@ def read_values(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(timestamps, dtype=np.int64), np.asarray(values, dtype=np.float64)
 
 
-def load_series(part: Path, tracks: Sequence[str], *, only: Sequence[str] = (), limit: int | None = None) -> list[Series]:
+def load_series(
+    part: Path, tracks: Sequence[str], *, only: Sequence[str] = (), limit: int | None = None
+) -> list[Series]:
     """The series of ``part`` that belong to ``tracks``, in the order of its index.
 
     ``only`` keeps the series whose name contains one of the given texts, ``limit`` the first so many. The clean series
@@ -89,7 +91,8 @@ def load_series(part: Path, tracks: Sequence[str], *, only: Sequence[str] = (), 
     if not chosen:
         raise SystemExit(f"no series of {part} matches tracks {list(tracks)}, only {list(only)}")
     return [
-        Series(entry["id"], entry["track"], entry["kind"], *read_values(part / entry["file"]), entry) for entry in chosen
+        Series(entry["id"], entry["track"], entry["kind"], *read_values(part / entry["file"]), entry)
+        for entry in chosen
     ]
 
 
@@ -160,6 +163,15 @@ def naive_run(series: Series) -> Run:
         upper_95=quantiles[:, at[0.975]],
         quantiles=quantiles,
     )
+
+
+def published_yardstick(part: Path) -> dict[str, dict[str, float]]:
+    """The suite's own figures of the yardstick by series, empty where the part comes without them."""
+    path = part / "reference.json"
+    if not path.is_file():
+        return {}
+    peers = json.loads(path.read_text()).get("point", {})
+    return {name: figures["naive+gauss"] for name, figures in peers.items() if "naive+gauss" in figures}
 
 
 def geometric_mean(values: Sequence[float]) -> float:
