@@ -63,8 +63,8 @@ format: develop  ## rewrite the code in the project's format
 bench: develop  ## a short form of every benchmark, as one table
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-docs: develop  ## regenerate docs/configuration.md from the schema
-	$(BIN)/python -m usp_daemon.config.reference docs/configuration.md
+docs: install  ## regenerate from the schema: config.toml and its reference
+	$(BIN)/python -m usp_daemon.config .
 
 lock: $(VENV)/.created  ## resolve the requirements again and pin them with hashes
 	$(PIP) install "uv>=0.13.9"

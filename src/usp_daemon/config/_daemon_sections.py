@@ -1,0 +1,132 @@
+"""The sections around the predictor: [meta], [io], [security], [compute] and [wire]."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from ._key import Reader, locked, traced
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """The file itself."""
+
+    schema_version: Annotated[
+        str, locked("Version of this file's keys; a file of another version is refused.", choices=("1.0",))
+    ] = "1.0"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Io:
+    """What comes in and what is kept."""
+
+    # the feed
+    frozen_signal_min_steps: Annotated[
+        int,
+        traced("Fewest equal values in a row that make a signal frozen.", "ticks", 5, 10_000),
+    ] = 5
+    frozen_signal_recovery_ratio: Annotated[
+        float, traced("Share of its usual variance at which a frozen signal counts as moving again.", "", 1e-6, 1.0)
+    ] = 0.1
+    frozen_signal_recovery_steps: Annotated[
+        int, traced("Clean ticks in a row that end degraded mode.", "ticks", 1, 1000)
+    ] = 2
+    frozen_false_alarm_probability: Annotated[
+        float,
+        traced("How improbable a run of equal values must be, at the symbol's own rate of repetition.", "", 1e-15, 0.1),
+    ] = 1e-6
+    data_feed_timeout: Annotated[
+        float, locked("Silence of the feed after which it counts as lost.", "s", 0.1, 86_400.0, reader=Reader.SERVICE)
+    ] = 30.0
+    data_feed_max_retries: Annotated[
+        int, locked("Attempts to reach the feed again before giving up.", "attempts", 0, 1000, reader=Reader.SERVICE)
+    ] = 3
+
+    # snapshots
+    snapshot_path: Annotated[str, locked("Directory of the snapshots.", "path", reader=Reader.SERVICE)] = "io/snapshots"
+    snapshot_atomic_fsync: Annotated[
+        bool, locked("Flush a snapshot to the disk before it takes the place of the last.", reader=Reader.SERVICE)
+    ] = True
+    snapshot_compression: Annotated[
+        str, locked("Compression of a snapshot's body.", reader=Reader.SERVICE, choices=("none", "gzip"))
+    ] = "none"
+    snapshot_format: Annotated[str, locked("Encoding of a snapshot.", reader=Reader.SERVICE, choices=("msgpack",))] = (
+        "msgpack"
+    )
+    snapshot_hash_algorithm: Annotated[
+        str, locked("Checksum that a snapshot carries.", reader=Reader.SERVICE, choices=("sha256",))
+    ] = "sha256"
+
+    # telemetry
+    telemetry_hash_interval_steps: Annotated[
+        int, locked("Ticks between two telemetry records.", "ticks", 1, 1_000_000, reader=Reader.SERVICE)
+    ] = 1
+    telemetry_buffer_capacity: Annotated[
+        int,
+        locked("Telemetry records held before the oldest is dropped.", "records", 1, 1_000_000, reader=Reader.SERVICE),
+    ] = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """Limits on what the daemon may do to itself."""
+
+    allowed_mutation_rate_per_hour: Annotated[
+        int, locked("Changes of configuration that the tuner may make.", "1/h", 0, 3600, reader=Reader.TUNER)
+    ] = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Where and how the arithmetic runs."""
+
+    device: Annotated[
+        str,
+        locked(
+            'The device: "auto" takes a CUDA device if there is one. A CUDA device that is asked for and is not there '
+            "is an error.",
+            pattern=r"auto|cpu|cuda|cuda:[0-9]{1,3}",
+            pattern_meaning='"auto", "cpu", "cuda" or "cuda:N"',
+        ),
+    ] = "auto"
+    precision: Annotated[
+        str,
+        locked(
+            'Floating-point type of the arithmetic: "auto" is float64 on a CPU and float32 on a GPU. Timestamps are '
+            "64-bit whole numbers either way.",
+            choices=("auto", "float32", "float64"),
+        ),
+    ] = "auto"
+    tile_width: Annotated[
+        int | Literal["auto"],
+        locked(
+            "Symbols that are stepped together; results do not depend on who shares a tile.",
+            "symbols",
+            16,
+            65_536,
+            multiple_of=16,
+            auto=True,
+        ),
+    ] = "auto"
+    max_symbols: Annotated[
+        int, locked("Symbols that are admitted; ticks of further ones become dead letters.", "symbols", 1, 10_000_000)
+    ] = 10_000
+    compilation_cache: Annotated[
+        str,
+        locked(
+            "Directory in which compiled programs are kept; empty means the user's cache directory.",
+            "path",
+            may_be_empty=True,
+        ),
+    ] = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How a tick is read from a record."""
+
+    symbol_field: Annotated[str, locked("Field that holds the symbol.")] = "symbol"
+    timestamp_field: Annotated[str, locked("Field that holds the time of the tick.")] = "ts"
+    value_field: Annotated[str, locked("Field that holds the value.")] = "value"
+    timestamp_unit: Annotated[
+        str, locked("Unit of the time, counted from the Unix epoch.", choices=("s", "ms", "us", "ns"))
+    ] = "ns"

@@ -1,0 +1,111 @@
+"""[meta_optimization]: what the tuner searches and how it validates."""
+
+import dataclasses
+from typing import Annotated
+
+from ._daemon_sections import Io
+from ._key import Key, KeySpec, ParameterClass, Reader, locked, specs_of
+from ._predictor_sections import Kernels, Orchestration
+
+_TARGETS: dict[str, KeySpec] = {
+    spec.name: spec
+    for spec in (*specs_of("orchestration", Orchestration), *specs_of("kernels", Kernels), *specs_of("io", Io))
+}
+
+
+def _end(of: str, which: str) -> Key:
+    """One end of the range in which the tuner searches ``of``; it may be any value that ``of`` may have."""
+    target = _TARGETS[of]
+    return Key(
+        meaning=f"{which} {target.section}.{of} that the tuner tries.",
+        parameter_class=ParameterClass.LOCKED,
+        reader=Reader.TUNER,
+        unit=target.key.unit,
+        low=target.key.low,
+        high=target.key.high,
+        above_low=target.key.above_low,
+        power_of_two=target.key.power_of_two,
+    )
+
+
+def _least(of: str) -> Key:
+    return _end(of, "Least")
+
+
+def _greatest(of: str) -> Key:
+    return _end(of, "Greatest")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetaOptimization:
+    """The tuner's search space and budget."""
+
+    # structure and estimation
+    log_sig_depth_min: Annotated[int, _least("log_sig_depth")] = 2
+    log_sig_depth_max: Annotated[int, _greatest("log_sig_depth")] = 5
+    wtmm_buffer_size_min: Annotated[int, _least("wtmm_buffer_size")] = 64
+    wtmm_buffer_size_max: Annotated[int, _greatest("wtmm_buffer_size")] = 512
+    besov_cone_c_min: Annotated[float, _least("besov_cone_c")] = 1.0
+    besov_cone_c_max: Annotated[float, _greatest("besov_cone_c")] = 3.0
+    dgm_width_size_min: Annotated[int, _least("dgm_width_size")] = 32
+    dgm_width_size_max: Annotated[int, _greatest("dgm_width_size")] = 256
+    dgm_depth_min: Annotated[int, _least("dgm_depth")] = 2
+    dgm_depth_max: Annotated[int, _greatest("dgm_depth")] = 6
+    dgm_entropy_num_bins_min: Annotated[int, _least("dgm_entropy_num_bins")] = 20
+    dgm_entropy_num_bins_max: Annotated[int, _greatest("dgm_entropy_num_bins")] = 100
+    stiffness_low_min: Annotated[float, _least("stiffness_low")] = 50.0
+    stiffness_low_max: Annotated[float, _greatest("stiffness_low")] = 500.0
+    stiffness_high_min: Annotated[float, _least("stiffness_high")] = 500.0
+    stiffness_high_max: Annotated[float, _greatest("stiffness_high")] = 5000.0
+    sde_dt_min: Annotated[float, _least("sde_dt")] = 0.001
+    sde_dt_max: Annotated[float, _greatest("sde_dt")] = 0.1
+    sde_numel_integrations_min: Annotated[int, _least("sde_numel_integrations")] = 50
+    sde_numel_integrations_max: Annotated[int, _greatest("sde_numel_integrations")] = 200
+    sde_diffusion_sigma_min: Annotated[float, _least("sde_diffusion_sigma")] = 0.05
+    sde_diffusion_sigma_max: Annotated[float, _greatest("sde_diffusion_sigma")] = 0.5
+    kernel_ridge_lambda_min: Annotated[float, _least("kernel_ridge_lambda")] = 1e-8
+    kernel_ridge_lambda_max: Annotated[float, _greatest("kernel_ridge_lambda")] = 1e-3
+
+    # sensitivity
+    cusum_k_min: Annotated[float, _least("cusum_k")] = 0.1
+    cusum_k_max: Annotated[float, _greatest("cusum_k")] = 1.0
+    cusum_h_min: Annotated[float, _least("cusum_h")] = 2.0
+    cusum_h_max: Annotated[float, _greatest("cusum_h")] = 40.0
+    grace_period_steps_min: Annotated[int, _least("grace_period_steps")] = 5
+    grace_period_steps_max: Annotated[int, _greatest("grace_period_steps")] = 100
+    sinkhorn_alpha_min: Annotated[float, _least("sinkhorn_alpha")] = 0.1
+    sinkhorn_alpha_max: Annotated[float, _greatest("sinkhorn_alpha")] = 1.0
+    sinkhorn_epsilon_min_min: Annotated[float, _least("sinkhorn_epsilon_min")] = 0.001
+    sinkhorn_epsilon_min_max: Annotated[float, _greatest("sinkhorn_epsilon_min")] = 0.1
+    sinkhorn_epsilon_0_min: Annotated[float, _least("sinkhorn_epsilon_0")] = 0.05
+    sinkhorn_epsilon_0_max: Annotated[float, _greatest("sinkhorn_epsilon_0")] = 0.5
+    volatility_alpha_min: Annotated[float, _least("volatility_alpha")] = 0.05
+    volatility_alpha_max: Annotated[float, _greatest("volatility_alpha")] = 0.3
+    learning_rate_min: Annotated[float, _least("learning_rate")] = 0.001
+    learning_rate_max: Annotated[float, _greatest("learning_rate")] = 0.1
+    entropy_window_min: Annotated[int, _least("entropy_window")] = 50
+    entropy_window_max: Annotated[int, _greatest("entropy_window")] = 500
+    entropy_threshold_min: Annotated[float, _least("entropy_threshold")] = 0.5
+    entropy_threshold_max: Annotated[float, _greatest("entropy_threshold")] = 0.95
+    holder_threshold_min: Annotated[float, _least("holder_threshold")] = 0.2
+    holder_threshold_max: Annotated[float, _greatest("holder_threshold")] = 0.65
+
+    # budget
+    n_trials: Annotated[int, locked("Trials of a fast campaign.", "trials", 1, 100_000, reader=Reader.TUNER)] = 50
+    n_startup_trials: Annotated[
+        int, locked("Random trials before the sampler models anything.", "trials", 1, 100_000, reader=Reader.TUNER)
+    ] = 10
+    max_deep_tuning_iterations: Annotated[
+        int, locked("Trials of a deep campaign.", "trials", 1, 1_000_000, reader=Reader.TUNER)
+    ] = 500
+    multivariate: Annotated[bool, locked("Whether the sampler models the parameters jointly.", reader=Reader.TUNER)] = (
+        True
+    )
+    enable_deep_tuning: Annotated[bool, locked("Whether deep campaigns are run at all.", reader=Reader.TUNER)] = False
+    checkpoint_path: Annotated[str, locked("Directory of the campaigns.", "path", reader=Reader.TUNER)] = "io/tuning"
+
+    # walk-forward validation
+    train_ratio: Annotated[
+        float, locked("Share of the history that is only trained on.", "", 0.1, 0.95, reader=Reader.TUNER)
+    ] = 0.7
+    n_folds: Annotated[int, locked("Test blocks after it.", "folds", 1, 100, reader=Reader.TUNER)] = 5
