@@ -1,6 +1,6 @@
 """Ways to run every series of a suite through the predictor.
 
-``scan``   all series side by side as lanes, a compiled scan over the ticks: fast, agrees with the service to a tolerance
+``scan``   all series side by side as lanes, a compiled scan over the ticks: fast, equals the service to a tolerance
 ``live``   one batch per tick through the service's own worker, the very programs that a daemon runs
 ``naive``  the yardstick itself: last value with a Gaussian interval
 """

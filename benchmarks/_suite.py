@@ -42,9 +42,9 @@ class Series:
 class Run:
     """What a predictor said about one series.
 
-    Row i of every array was computed from rows < i, so row 0 is NaN. ``quantiles`` stand on ``QUANTILE_LEVELS``. Alarms
-    are row numbers, locations the estimated first rows of the new regimes. ``extras`` holds further columns by name, here
-    row i is what was said *after* row i.
+    Row i of every array was computed from rows < i, so row 0 is NaN. ``quantiles`` stand on ``QUANTILE_LEVELS``.
+    Alarms are row numbers, locations the estimated first rows of the new regimes. ``extras`` holds further columns by
+    name, and there row i is what was said *after* row i.
     """
 
     mean: np.ndarray

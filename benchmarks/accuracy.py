@@ -1,7 +1,7 @@
 """Accuracy of point forecasts and intervals on a part of the benchmark suite.
 
-``python -m benchmarks.accuracy PATH_TO_SUITE_PART`` prints the scorer's table, then per series and per group the CRPS and
-the four experts' own errors, all relative to the last value with a Gaussian interval.
+``python -m benchmarks.accuracy PATH_TO_SUITE_PART`` prints the scorer's table, then per series and per group the CRPS
+and the four experts' own errors, all relative to the last value with a Gaussian interval.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ class Scores:
 def evaluate(series: Series, run: Run, published: Mapping[str, float] | None = None) -> Scores:
     """Score one run against the yardstick on the rows that count.
 
-    ``published`` holds the suite's own figures of the yardstick (``mae``, ``crps``), where it has them. Ours agree to 1e-3
-    of them except for the CRPS on tick data and around gaps, where the suite's interval is the wider one.
+    ``published`` holds the suite's own figures of the yardstick (``mae``, ``crps``), where it has them. Ours agree with
+    them to 1e-3 except for the CRPS on tick data and around gaps, where the suite's interval is the wider one.
     """
     rows = scored_rows(series)
     values = series.values[rows]

@@ -4,6 +4,8 @@
 seen, the mean delay, the false alarms and which statistics raised the alarms.
 """
 
+import dataclasses
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -40,6 +42,34 @@ def match(changes: Sequence[int], alarms: Sequence[int], rows: int, tolerance: i
         if within:
             delays.append(within[0] - change)
     return len(delays), delays, len([alarm for alarm in alarms if alarm not in claimed])
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Alarms of several streams taken together."""
+
+    f1: float
+    mean_delay: float
+    false_per_thousand: float
+
+
+def summarise(series: Sequence[Series], runs: Sequence[Run], among: Sequence[str]) -> Summary:
+    """F1, mean delay (rows) and false alarms per 1,000 rows outside the tolerance, over series of the given kinds."""
+    seen = changes = false = quiet_rows = 0
+    delays: list[int] = []
+    for one, run in zip(series, runs, strict=True):
+        if one.kind not in among:
+            continue
+        tolerance = TOLERANCE[one.kind]
+        hits, late, wrong = match(one.entry.get("cps", []), merge(run.alarms), len(one.values), tolerance)
+        seen, changes, false = seen + hits, changes + len(one.entry.get("cps", [])), false + wrong
+        delays += late
+        quiet_rows += len(one.values) - tolerance * len(one.entry.get("cps", []))
+    return Summary(
+        f1=2.0 * seen / max(1, seen + false + changes),
+        mean_delay=float(np.mean(delays)) if delays else math.nan,
+        false_per_thousand=1000.0 * false / max(1, quiet_rows),
+    )
 
 
 def kinds(run: Run) -> str:

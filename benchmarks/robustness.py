@@ -1,7 +1,7 @@
 """Forecasts on damaged streams of the benchmark suite, against those on the clean ones.
 
-``python -m benchmarks.robustness PATH_TO_SUITE_PART`` prints the scorer's table, then per stream the error on clean points
-relative to the clean run, the share of refused ticks among damaged and among clean rows, and non-finite outputs.
+``python -m benchmarks.robustness PATH_TO_SUITE_PART`` prints the scorer's table, then per stream the error on clean
+points relative to the clean run, the share of refused ticks among damaged and among clean rows, and non-finite outputs.
 """
 
 import sys
@@ -37,6 +37,23 @@ def ratio(series: Series, run: Run, clean: tuple[Series, Run] | None) -> float:
     return float(np.mean(error) / np.mean(np.abs(truth - base_run.mean[: len(truth)])[rows]))
 
 
+def rows_not_finite(run: Run) -> int:
+    """Rows after the first with a forecast or a quantile that is not a finite number."""
+    columns = np.column_stack([run.mean, run.lower_95, run.lower_80, run.upper_80, run.upper_95, run.quantiles])
+    return int(np.sum(~np.isfinite(columns[1:]).all(axis=1)))
+
+
+def ratios(series: Sequence[Series], runs: Sequence[Run]) -> dict[str, list[float]]:
+    """The error ratios of the corrupted streams by kind of damage."""
+    by_name = {one.name: (one, run) for one, run in zip(series, runs, strict=True)}
+    found: dict[str, list[float]] = {}
+    for one, run in zip(series, runs, strict=True):
+        if one.track == "robust":
+            base = one.entry.get("base")
+            found.setdefault(one.kind, []).append(ratio(one, run, by_name[Path(base).stem] if base else None))
+    return found
+
+
 def table(series: Sequence[Series], runs: Sequence[Run]) -> str:
     """Per corrupted stream: the ratio, what was refused, what was not finite."""
     by_name = {one.name: (one, run) for one, run in zip(series, runs, strict=True)}
@@ -49,8 +66,6 @@ def table(series: Sequence[Series], runs: Sequence[Run]) -> str:
         damaged = damaged_rows(one)
         refused = run.extras["accepted"] == 0 if "accepted" in run.extras else np.zeros(len(damaged), dtype=bool)
         observed_clean = ~damaged & np.isfinite(one.values)
-        columns = np.column_stack([run.mean, run.lower_95, run.lower_80, run.upper_80, run.upper_95, run.quantiles])
-        bad_outputs = int(np.sum(~np.isfinite(columns[1:]).all(axis=1)))
         lines.append(
             [
                 one.name,
@@ -58,7 +73,7 @@ def table(series: Sequence[Series], runs: Sequence[Run]) -> str:
                 f"{ratio(one, run, clean):.3f}",
                 f"{refused[damaged].mean():.3f}" if damaged.any() else "-",
                 f"{refused[observed_clean].mean():.4f}",
-                str(bad_outputs),
+                str(rows_not_finite(run)),
             ]
         )
     header = ["stream", "damage", "error ratio", "damaged refused", "clean refused", "rows not finite"]
