@@ -75,7 +75,7 @@ class PredictorConfig(eqx.Module):
     # ingestion gate
     sigma_bound: Any = 20.0
     sigma_val: Any = 1.0
-    outlier_max_consecutive: Any = 5
+    outlier_max_consecutive: Any = 20
     outlier_cluster_sigmas: Any = 8.0
     max_future_drift_ns: Any = 1_000_000_000
     max_past_drift_ns: Any = 86_400_000_000_000

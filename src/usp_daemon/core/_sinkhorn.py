@@ -195,6 +195,13 @@ def _solve(
     )
 
 
+def regularised_cost(plan: CostMatrix, cost_matrix: CostMatrix, epsilon: Scalar) -> Scalar:
+    """``<P, C> + epsilon * sum(P * (log P - 1))``, where 0 log 0 is 0."""
+    positive = plan > 0.0
+    entropy = jnp.where(positive, plan * jnp.log(jnp.where(positive, plan, jnp.ones_like(plan))), 0.0) - plan
+    return jnp.sum(plan * cost_matrix) + epsilon * jnp.sum(entropy)
+
+
 @jax.custom_jvp
 def _regularised_cost(
     source: Weights,
@@ -205,11 +212,9 @@ def _regularised_cost(
     log_u: Weights,
     log_v: Weights,
 ) -> Scalar:
-    """``<P, C> + epsilon * sum(P * (log P - 1))``, where 0 log 0 is 0."""
+    """``regularised_cost`` with the derivative of the optimal value."""
     del source, target, log_u, log_v
-    positive = plan > 0.0
-    entropy = jnp.where(positive, plan * jnp.log(jnp.where(positive, plan, jnp.ones_like(plan))), 0.0) - plan
-    return jnp.sum(plan * cost_matrix) + epsilon * jnp.sum(entropy)
+    return regularised_cost(plan, cost_matrix, epsilon)
 
 
 @_regularised_cost.defjvp

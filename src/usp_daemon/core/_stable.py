@@ -1,8 +1,8 @@
 r"""Alpha-stable laws: quantiles, estimates from quantiles and from the characteristic function, and a sampler.
 
 The parametrisation is S1 of Samorodnitsky & Taqqu (1994): tail index ``alpha`` in (0, 2], skewness ``beta`` in [-1, 1],
-``scale`` > 0 and ``location``, with :math:`|\varphi(u)| = \exp(-|scale\, u|^\alpha)`. At alpha = 2 it is the Gaussian law
-with variance ``2 scale**2``. Below 2 there is no variance, below or at 1 no mean, which is why everything here goes by
+``scale`` > 0 and ``location``, with :math:`|\varphi(u)| = \exp(-|scale\, u|^\alpha)`. At alpha = 2 it is the Gaussian
+law with variance ``2 scale**2``. Below 2 there is no variance, at or below 1 no mean, so everything here goes by
 quantiles (McCulloch 1986) or by the empirical characteristic function (Koutrouvelis 1980), never by moments.
 """
 
@@ -138,7 +138,8 @@ def fit_characteristic_function(sample: Float[Array, " sample"]) -> StableFit:
     r"""Tail index and scale of any stable law, skewed or not, by regression on the empirical characteristic function.
 
     :math:`\log(-\log|\varphi(u)|^2) = \log(2\,scale^\alpha) + \alpha\log u` is a straight line in log u
-    (Koutrouvelis 1980); ten points u = pi k / 25 after division by half the interquartile range. ``location`` is the median.
+    (Koutrouvelis 1980); ten points u = pi k / 25 after division by half the interquartile range. ``location`` is the
+    median.
     """
     q25, q50, q75 = jnp.quantile(sample, jnp.asarray([0.25, 0.5, 0.75], sample.dtype))
     spread = jnp.maximum(0.5 * (q75 - q25), jnp.finfo(sample.dtype).tiny)

@@ -1,0 +1,307 @@
+"""Change detection: a bank of cumulative sums on the innovations of a held reference model.
+
+The reference is a short whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start and
+then held, so that it cannot explain a change away. With z the standardised innovation, clipped to +-``scale_clip``:
+
+    level      G+ <- max(0, G+ + z - k),  G- <- max(0, G- - z - k)      k = cusum_k; a slower pair has k/2 (Page, 1954)
+    scale      log-likelihood ratios of a doubled and of a halved standard deviation
+    dynamics   products z_t z_{t-1} beyond an allowance of 0.35, both signs
+
+Each threshold is its base, which comes by simulation from the mean time between false alarms that the operator asks for,
+times 1 + ln(max(kurtosis, 3) / 3).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ._numerics import SD_FROM_MEAN_ABSOLUTE, huber_weight, solve_spd
+from ._parameters import RESIDUAL_CAPACITY, PredictorConfig
+from ._types import AlarmKind, Count, Flag, Scalar
+
+NUM_STATISTICS = 8
+_LN2 = 0.6931471805599453
+_DYNAMICS_ALLOWANCE = 0.35
+_FIT_CAPACITY = 512
+_KINDS = (
+    AlarmKind.LEVEL_UP,
+    AlarmKind.LEVEL_DOWN,
+    AlarmKind.LEVEL_UP,
+    AlarmKind.LEVEL_DOWN,
+    AlarmKind.SCALE_UP,
+    AlarmKind.SCALE_DOWN,
+    AlarmKind.DYNAMICS,
+    AlarmKind.DYNAMICS,
+)
+
+
+class ReferenceModel(eqx.Module):
+    """The held whitening filter: next increment = intercept + reversion (y - origin) + lag1 d1 + lag2 d2, units of the symbol."""
+
+    origin: Scalar
+    intercept: Scalar
+    reversion: Scalar
+    lag1: Scalar
+    lag2: Scalar
+    sd: Scalar
+    ready: Flag
+
+
+class ChangePointState(eqx.Module):
+    """The bank, its window of innovations and the reference behind them."""
+
+    reference: ReferenceModel
+    previous_sd: Scalar
+    statistics: Float[Array, " statistics"]
+    starts: Int[Array, " statistics"]  # ticks since each statistic last stood at zero
+    last_innovation: Scalar
+    residual_window: Float[Array, " window"]
+    residual_position: Count
+    residual_count: Count
+    moments: Float[Array, " 4"]  # sums of powers 1..4 over the window
+    kurtosis: Scalar
+    adaptive_h_t: Scalar
+    grace_counter: Count
+    ticks_in_regime: Count
+
+
+class Alarm(eqx.Module):
+    """What the bank says after one tick."""
+
+    raised: Flag
+    kind: Count
+    statistic: Scalar
+    threshold: Scalar
+    start_ticks_ago: Count
+
+
+def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
+    """No reference, statistics at zero."""
+    zero = jnp.asarray(0.0, dtype)
+    none = jnp.asarray(0, jnp.int32)
+    reference = ReferenceModel(
+        origin=zero, intercept=zero, reversion=zero, lag1=zero, lag2=zero, sd=zero, ready=jnp.asarray(False)
+    )
+    return ChangePointState(
+        reference=reference,
+        previous_sd=zero,
+        statistics=jnp.zeros((NUM_STATISTICS,), dtype),
+        starts=jnp.zeros((NUM_STATISTICS,), jnp.int32),
+        last_innovation=zero,
+        residual_window=jnp.zeros((RESIDUAL_CAPACITY,), dtype),
+        residual_position=none,
+        residual_count=none,
+        moments=jnp.zeros((4,), dtype),
+        kurtosis=jnp.asarray(3.0, dtype),
+        adaptive_h_t=jnp.asarray(config.cusum_h, dtype),
+        grace_counter=none,
+        ticks_in_regime=none,
+    )
+
+
+def reference_forecast(reference: ReferenceModel, past: Float[Array, " past"]) -> Scalar:
+    """The reference's forecast of the next value from the last three, newest first, units of the symbol."""
+    return (
+        past[0]
+        + reference.intercept
+        + reference.reversion * (past[0] - reference.origin)
+        + reference.lag1 * (past[0] - past[1])
+        + reference.lag2 * (past[1] - past[2])
+    )
+
+
+def kurtosis_factor(kurtosis: Scalar) -> Scalar:
+    """Inflation of every threshold for heavy tails: 1 + ln(max(kurtosis, 3) / 3), at least 1."""
+    return 1.0 + jnp.log(jnp.maximum(kurtosis, 3.0) / 3.0)
+
+
+def _window_kurtosis(moments: Float[Array, " 4"], count: Count) -> Scalar:
+    """Kurtosis (normal: 3) from sums of powers; 3 while fewer than 8 values or no spread."""
+    n = jnp.maximum(count.astype(moments.dtype), 1.0)
+    m1, m2, m3, m4 = moments[0] / n, moments[1] / n, moments[2] / n, moments[3] / n
+    variance = m2 - m1 * m1
+    fourth = m4 - 4.0 * m1 * m3 + 6.0 * m1 * m1 * m2 - 3.0 * m1**4
+    usable = (count >= 8) & (variance > 1e-6)
+    ratio = fourth / jnp.where(usable, variance * variance, 1.0)
+    return jnp.where(usable, jnp.clip(ratio, 1.0, 100.0), 3.0)
+
+
+def _push_residual(state: ChangePointState, innovation: Scalar, config: PredictorConfig) -> ChangePointState:
+    capacity = state.residual_window.shape[0]
+    window = jnp.clip(config.residual_window_size, 8, capacity - 1)
+    position = (state.residual_position + 1) % capacity
+    leaving = state.residual_window[(position - window) % capacity]
+    full = state.residual_count >= window
+    out = jnp.where(full, leaving, 0.0)
+    powers_in = jnp.stack([innovation, innovation**2, innovation**3, innovation**4])
+    powers_out = jnp.stack([out, out**2, out**3, out**4])
+    moments = state.moments + powers_in - powers_out
+    count = jnp.minimum(state.residual_count + 1, window)
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    return eqx.tree_at(
+        lambda s: (s.residual_window, s.residual_position, s.residual_count, s.moments, s.kurtosis),
+        state,
+        (
+            jnp.where(slots == position, innovation, state.residual_window),
+            position,
+            count,
+            moments,
+            jax.lax.stop_gradient(_window_kurtosis(moments, count)),
+        ),
+    )
+
+
+def update_grace_counter(counter: Count, alarm: Flag, config: PredictorConfig) -> Count:
+    """The one place where the refractory period counts: N after an alarm, else one less, never below zero."""
+    return jnp.where(alarm, config.grace_period_steps, jnp.maximum(counter - 1, 0)).astype(jnp.int32)
+
+
+def update_cusum_statistics(
+    state: ChangePointState, innovation: Scalar, jump: Scalar, jumped: Flag, config: PredictorConfig
+) -> tuple[ChangePointState, Alarm]:
+    """Moves the bank by one accepted tick.
+
+    ``innovation`` is the reference's standardised innovation, ``jump`` the forecaster's error in standard deviations of the
+    previous reference (it alone can alarm while a new reference is being fitted), ``jumped`` says that the gate re-based
+    the level. Alarms are raised only while the grace counter is 0; during grace the statistics are held at 0.
+    """
+    ready = state.reference.ready
+    clipped = jnp.clip(innovation, -config.scale_clip, config.scale_clip)
+    pushed = _push_residual(state, jnp.clip(innovation, -20.0, 20.0), config)
+    with_window = jax.tree.map(lambda new, old: jnp.where(ready, new, old), pushed, state)
+    factor = jax.lax.stop_gradient(kurtosis_factor(with_window.kurtosis))
+    slow = 0.5 * config.cusum_k
+    square = clipped * clipped
+    product = clipped * state.last_innovation
+    steps = jnp.stack(
+        [
+            clipped - config.cusum_k,
+            -clipped - config.cusum_k,
+            clipped - slow,
+            -clipped - slow,
+            0.375 * square - _LN2,
+            _LN2 - 1.5 * square,
+            product - _DYNAMICS_ALLOWANCE,
+            -product - _DYNAMICS_ALLOWANCE,
+        ]
+    )
+    one = jnp.ones_like(config.cusum_h)
+    ratios = jnp.stack(
+        [
+            one,
+            one,
+            config.cusum_slow_ratio,
+            config.cusum_slow_ratio,
+            config.scale_up_ratio,
+            config.scale_down_ratio,
+            config.dynamics_ratio,
+            config.dynamics_ratio,
+        ]
+    )
+    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios)
+    in_grace = state.grace_counter > 0
+    running = ready & ~in_grace
+    statistics = jnp.where(running, jnp.maximum(state.statistics + steps, 0.0), 0.0)
+    starts = jnp.where(statistics > 0, state.starts + 1, 0)
+    crossed = (statistics > thresholds) & running
+    excess = statistics / thresholds
+    strongest = jnp.argmax(excess)
+    jump_bound = config.alarm_jump_sigmas * factor
+    sudden = ~in_grace & (jumped | (~ready & (state.previous_sd > 0) & (jnp.abs(jump) > jump_bound)))
+    raised = jnp.any(crossed) | sudden
+    bits = jnp.asarray([int(kind) for kind in _KINDS], jnp.int32)
+    kind = jnp.int32(0)
+    for index in range(NUM_STATISTICS):
+        kind = kind | jnp.where(crossed[index], bits[index], 0)
+    kind = kind | jnp.where(sudden, int(AlarmKind.JUMP), 0).astype(jnp.int32)
+    by_jump = sudden & ~jnp.any(crossed)
+    start = jnp.where(by_jump, 0, starts[strongest])
+    alarm = Alarm(
+        raised=raised,
+        kind=jnp.where(raised, kind, 0),
+        statistic=jnp.where(by_jump, jnp.abs(jump), statistics[strongest]),
+        threshold=jnp.where(by_jump, jump_bound, thresholds[strongest]),
+        start_ticks_ago=jnp.where(raised, start, 0),
+    )
+    reference = eqx.tree_at(lambda r: r.ready, state.reference, ready & ~raised)
+    new_state = ChangePointState(
+        reference=reference,
+        previous_sd=jnp.where(raised & (state.reference.sd > 0), state.reference.sd, state.previous_sd),
+        statistics=jnp.where(raised, 0.0, statistics),
+        starts=jnp.where(raised, 0, starts).astype(jnp.int32),
+        last_innovation=jnp.where(ready & ~raised, clipped, 0.0),
+        residual_window=with_window.residual_window,
+        residual_position=with_window.residual_position,
+        # A new reference starts a new window: innovations of two references do not mix.
+        residual_count=jnp.where(raised, 0, with_window.residual_count),
+        moments=jnp.where(raised, 0.0, with_window.moments),
+        kurtosis=jnp.where(raised, 3.0, with_window.kurtosis),
+        adaptive_h_t=config.cusum_h * factor,
+        grace_counter=update_grace_counter(state.grace_counter, raised, config),
+        ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
+    )
+    return new_state, alarm
+
+
+def fit_due(state: ChangePointState, config: PredictorConfig) -> Flag:
+    """Whether enough ticks of the present regime have come to fit its reference."""
+    return ~state.reference.ready & (state.ticks_in_regime >= config.reference_fit_ticks)
+
+
+def fit_reference(
+    state: ChangePointState, history: Float[Array, " history"], newest: Scalar, scale: Scalar, config: PredictorConfig
+) -> ChangePointState:
+    """Fits the reference on the last ``reference_fit_ticks`` values by iterated Huber-weighted least squares.
+
+    ``history`` is oldest first, relative to ``newest`` and in units of ``scale``. Near a unit root (reversion weaker than
+    8/n) the filter is fitted on differences.
+    """
+    dtype = history.dtype
+    recent = history[-_FIT_CAPACITY:]
+    count = jnp.clip(config.reference_fit_ticks, 16, _FIT_CAPACITY - 3)
+    index = jnp.arange(_FIT_CAPACITY - 3, dtype=jnp.int32)
+    used = (index >= (_FIT_CAPACITY - 3 - count)).astype(dtype)
+    y1, y2, y3 = recent[2:-1], recent[1:-2], recent[:-3]
+    target = recent[3:] - y1
+    n = jnp.sum(used)
+    origin = jnp.sum(used * y1) / n
+    columns = jnp.stack([jnp.ones_like(y1), y1 - origin, y1 - y2, y2 - y3], axis=1)
+
+    def fit(weights: Float[Array, " rows"], ridge: Float[Array, " 4"]) -> Float[Array, " 4"]:
+        weighted = columns * weights[:, None]
+        gram = jnp.sum(weighted[:, :, None] * columns[:, None, :], axis=0) + jnp.diag(ridge)
+        return solve_spd(gram, jnp.sum(weighted * target[:, None], axis=0))
+
+    def robust_fit(ridge: Float[Array, " 4"]) -> tuple[Float[Array, " 4"], Scalar]:
+        weights = used
+        coefficients = fit(weights, ridge)
+        spread = jnp.asarray(1.0, dtype)
+        for _ in range(3):
+            residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
+            spread = SD_FROM_MEAN_ABSOLUTE * jnp.sum(used * jnp.abs(residual)) / n + 1e-12
+            weights = used * huber_weight(residual / spread, 2.0)
+            coefficients = fit(weights, ridge)
+        residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
+        for _ in range(3):
+            bounded = jnp.clip(residual, -config.scale_clip * spread, config.scale_clip * spread)
+            spread = jnp.sqrt(jnp.sum(used * bounded * bounded) / jnp.maximum(n - 4.0, 1.0)) + 1e-12
+        return coefficients, spread
+
+    small = jnp.full((4,), 1e-6, dtype) * n
+    stationary, stationary_sd = robust_fit(small)
+    huge = jnp.asarray([0.0, 1e12, 0.0, 0.0], dtype)
+    unit_root, unit_root_sd = robust_fit(small + huge)
+    is_unit_root = stationary[1] > -8.0 / n
+    coefficients = jnp.where(is_unit_root, unit_root, stationary)
+    sd = jnp.where(is_unit_root, unit_root_sd, stationary_sd)
+    reference = ReferenceModel(
+        origin=newest + origin * scale,
+        intercept=coefficients[0] * scale,
+        reversion=jnp.where(is_unit_root, 0.0, coefficients[1]),
+        lag1=coefficients[2],
+        lag2=coefficients[3],
+        sd=sd * scale,
+        ready=jnp.asarray(True),
+    )
+    return eqx.tree_at(lambda s: s.reference, state, reference)

@@ -1,0 +1,112 @@
+"""Online standardisation: the symbol's own scale of increments, its level, and the ring of past values."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ._numerics import SD_FROM_MEAN_ABSOLUTE, ewma_rate
+from ._parameters import HISTORY_CAPACITY, PredictorConfig
+from ._types import Count, Flag, Scalar
+
+_LEVEL_BOUND = 6.0
+
+
+class ScaleState(eqx.Module):
+    """Running robust scale of the increments and slow location and spread of the level, units of the symbol."""
+
+    increment_scale: Scalar
+    num_increments: Count
+    level_mean: Scalar
+    level_variance: Scalar
+    num_levels: Count
+
+
+class HistoryState(eqx.Module):
+    """The last ``HISTORY_CAPACITY`` values by period; a period without a tick holds the value before it."""
+
+    values: Float[Array, " history"]
+    position: Count  # slot of the newest value
+    length: Count  # periods held, at most the capacity
+
+
+def init_scale(dtype: jnp.dtype) -> ScaleState:
+    """A scale that knows nothing: one unit of the symbol."""
+    return ScaleState(
+        increment_scale=jnp.asarray(0.0, dtype),
+        num_increments=jnp.asarray(0, jnp.int32),
+        level_mean=jnp.asarray(0.0, dtype),
+        level_variance=jnp.asarray(0.0, dtype),
+        num_levels=jnp.asarray(0, jnp.int32),
+    )
+
+
+def init_history(dtype: jnp.dtype) -> HistoryState:
+    """An empty ring."""
+    return HistoryState(
+        values=jnp.zeros((HISTORY_CAPACITY,), dtype),
+        position=jnp.asarray(HISTORY_CAPACITY - 1, jnp.int32),
+        length=jnp.asarray(0, jnp.int32),
+    )
+
+
+def floored_scale(state: ScaleState, value: Scalar) -> Scalar:
+    """The increment scale, or a floor just above the rounding of ``value`` while none is known."""
+    eps = jnp.finfo(value.dtype).eps
+    floor = jnp.maximum(jnp.abs(value) * eps * 4.0, jnp.asarray(1e-30, value.dtype))
+    return jnp.maximum(state.increment_scale, floor)
+
+
+def update_scale(state: ScaleState, value: Scalar, increment: Scalar, learns: Flag, config: PredictorConfig) -> ScaleState:
+    """Moves the scales by one accepted tick; zero increments and re-based jumps teach the increment scale nothing."""
+    young = state.num_increments < 20
+    size = jnp.abs(increment)
+    clipped = jnp.where(young, size, jnp.minimum(size, config.innovation_clip * state.increment_scale))
+    teaches = learns & (size > 0)
+    rate = ewma_rate(state.num_increments, config.scale_memory_ticks)
+    moved = state.increment_scale + rate * (SD_FROM_MEAN_ABSOLUTE * clipped - state.increment_scale)
+    level_rate = ewma_rate(state.num_levels, config.scale_memory_ticks)
+    bound = _LEVEL_BOUND * jnp.sqrt(state.level_variance)
+    deviation = value - state.level_mean
+    deviation = jnp.where(state.num_levels < 20, deviation, jnp.clip(deviation, -bound, bound))
+    return ScaleState(
+        increment_scale=jnp.where(teaches, moved, state.increment_scale),
+        num_increments=state.num_increments + teaches.astype(jnp.int32),
+        level_mean=state.level_mean + level_rate * deviation,
+        level_variance=(1.0 - level_rate) * (state.level_variance + level_rate * deviation * deviation),
+        num_levels=state.num_levels + 1,
+    )
+
+
+def standardized_level(state: ScaleState, value: Scalar, scale: Scalar) -> tuple[Scalar, Scalar]:
+    """``value`` on the level's slow location and spread, clipped to +-6, and that spread in units of ``scale``."""
+    spread = jnp.maximum(jnp.sqrt(state.level_variance), scale)
+    return jnp.clip((value - state.level_mean) / spread, -_LEVEL_BOUND, _LEVEL_BOUND), spread / scale
+
+
+def push(state: HistoryState, value: Scalar, missed: Count, shift: Scalar) -> HistoryState:
+    """Appends ``value`` after ``missed`` empty periods, which take the value before them.
+
+    ``shift`` is added to all that stood there before: a re-based level keeps its increments.
+    """
+    capacity = state.values.shape[0]
+    last = state.values[state.position]
+    steps = jnp.minimum(missed, capacity - 1) + 1
+    position = (state.position + steps) % capacity
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    age = (position - slots) % capacity  # periods before the newest
+    values = jnp.where(age == 0, value, jnp.where(age < steps, last + shift, state.values + shift))
+    return HistoryState(values=values, position=position, length=jnp.minimum(state.length + steps, capacity))
+
+
+def lagged(state: HistoryState, lags: Int[Array, " lags"]) -> Float[Array, " lags"]:
+    """The values ``lags`` periods before the newest one; lags beyond what is held give the oldest value held."""
+    capacity = state.values.shape[0]
+    held = jnp.clip(lags, 0, jnp.maximum(state.length - 1, 0))
+    return state.values[(state.position - held) % capacity]
+
+
+def ordered(state: HistoryState) -> Float[Array, " history"]:
+    """The ring from oldest to newest; slots never filled repeat the oldest value held."""
+    capacity = state.values.shape[0]
+    lags = jnp.arange(capacity - 1, -1, -1, dtype=jnp.int32)
+    return lagged(state, lags)
