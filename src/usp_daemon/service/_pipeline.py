@@ -1,0 +1,286 @@
+"""The pipeline: poll, decode, step, encode, publish; four tasks with bounded queues between them.
+
+    source --raw--> decode --ticks--> step --results--> publish --> sink
+      |     queue     |      queue     |      queue        |
+    its thread   codec thread    worker's thread      codec thread
+
+Order is kept: each stage is one task and each queue is first in, first out. A full queue holds its producer back, back to
+the source. Nothing that computes runs on the event loop.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usp_daemon.telemetry import get_logger
+from usp_daemon.wire import (
+    AbstractSink,
+    AbstractSource,
+    DeadLetterReason,
+    EncodedRecords,
+    OutputBatch,
+    RawBatch,
+    ResultEncoder,
+    TickBatch,
+    TickDecoder,
+    dead_letter_entry,
+    encode_dead_letters,
+    rows_with_finite_output,
+)
+
+from ._pacing import Pacer
+
+_log = get_logger(__name__)
+
+
+class StepResult(Protocol):
+    """What the predictor says about a batch: which rows it admitted, and one column per quantity, in input order."""
+
+    @property
+    def admitted(self) -> NDArray[np.bool_]:
+        """False where the symbol is beyond ``max_symbols``."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """One array per quantity, the first axis as long as the batch."""
+        ...
+
+
+class Predictor(Protocol):
+    """The part of the worker that the pipeline uses."""
+
+    async def step(
+        self,
+        keys: list[Any],
+        values: NDArray[np.float64],
+        timestamps_ns: NDArray[np.int64],
+        record_timestamps_ns: NDArray[np.int64],
+    ) -> StepResult:
+        """Step every tick once, in order."""
+        ...
+
+
+@dataclasses.dataclass
+class PipelineStats:
+    """Counts since the start; ``records`` equals ``predictions`` plus ``dead_letters`` once the pipeline has drained."""
+
+    records: int = 0
+    predictions: int = 0
+    rejected: int = 0
+    alarms: int = 0
+    dead_letters: int = 0
+    dead_letters_by_reason: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    symbols: set[str] = dataclasses.field(default_factory=set)
+    stepping_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stepped:
+    batches: Sequence[TickBatch]
+    result: StepResult | None
+
+
+class _End:
+    """Follows the last item through the queues."""
+
+
+_END = _End()
+
+
+class Pipeline:
+    """Runs records from ``source`` through ``predictor`` to ``sink`` until the source ends or :meth:`stop` is called.
+
+    ``key_fn(topic, partition, symbol)`` makes the key of a symbol's state. ``max_batch`` bounds the ticks of one step;
+    ``queue_batches`` the batches between two stages. ``refine_fn`` sees every decoded batch, ``pacer`` holds ticks back;
+    both are for replay. Source and sink are opened and closed by the caller.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: AbstractSource,
+        sink: AbstractSink,
+        predictor: Predictor,
+        decoder: TickDecoder,
+        encoder: ResultEncoder,
+        key_fn: Callable[[str, int, str], Hashable],
+        max_batch: int = 4096,
+        queue_batches: int = 4,
+        refine_fn: Callable[[TickBatch], TickBatch] | None = None,
+        pacer: Pacer | None = None,
+    ) -> None:
+        self.stats = PipelineStats()
+        self._source = source
+        self._sink = sink
+        self._predictor = predictor
+        self._decoder = decoder
+        self._encoder = encoder
+        self._key_fn = key_fn
+        self._max_batch = max_batch
+        self._refine_fn = refine_fn
+        self._pacer = pacer
+        self._keys: dict[tuple[str, int, str], Hashable] = {}
+        self._raw: asyncio.Queue[RawBatch | _End] = asyncio.Queue(queue_batches)
+        self._ticks: asyncio.Queue[TickBatch | _End] = asyncio.Queue(queue_batches)
+        self._results: asyncio.Queue[_Stepped | _End] = asyncio.Queue(queue_batches)
+
+    def stop(self) -> None:
+        """End the intake; what has been taken in is still answered, except ticks that a pacer holds back."""
+        self._source.stop()
+        if self._pacer is not None:
+            self._pacer.stop()
+
+    async def run(self) -> PipelineStats:
+        """Run to the end and return the counts. A stage's failure ends all of them and is raised as an exception group."""
+        # One thread for decoding and one for encoding: the interpreter lock lets no more of them work anyway.
+        with concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="usp-codec") as codec:
+            async with asyncio.TaskGroup() as stages:
+                stages.create_task(self._read(), name="pipeline.read")
+                stages.create_task(self._decode(codec), name="pipeline.decode")
+                stages.create_task(self._step(), name="pipeline.step")
+                stages.create_task(self._publish(codec), name="pipeline.publish")
+        return self.stats
+
+    async def _read(self) -> None:
+        async for batch in self._source.batches():
+            self.stats.records += len(batch)
+            await self._raw.put(batch)
+        await self._raw.put(_END)
+
+    async def _decode(self, codec: concurrent.futures.Executor) -> None:
+        loop = asyncio.get_running_loop()
+        while not isinstance(raw := await self._raw.get(), _End):
+            batch = await loop.run_in_executor(codec, self._decode_one, raw)
+            async for part in self._paced(batch):
+                await self._ticks.put(part)
+        await self._ticks.put(_END)
+
+    def _decode_one(self, raw: RawBatch) -> TickBatch:
+        batch = self._decoder.decode(raw)
+        return batch if self._refine_fn is None else self._refine_fn(batch)
+
+    async def _paced(self, batch: TickBatch) -> AsyncIterator[TickBatch]:
+        if self._pacer is None:
+            yield batch
+            return
+        released = 0
+        async for part in self._pacer.release(batch):
+            released += len(part) + len(part.dead_letters)
+            yield part
+        # Ticks that a stopped pacer kept were never taken in as far as anybody can see.
+        self.stats.records -= len(batch) + len(batch.dead_letters) - released
+
+    async def _step(self) -> None:
+        ended = False
+        while not ended:
+            first = await self._ticks.get()
+            if isinstance(first, _End):
+                break
+            batches = [first]
+            num_ticks = len(first)
+            # Whatever is waiting is stepped together: small batches leave most lanes of a tile empty.
+            while num_ticks < self._max_batch and not self._ticks.empty():
+                following = self._ticks.get_nowait()
+                if isinstance(following, _End):
+                    ended = True
+                    break
+                batches.append(following)
+                num_ticks += len(following)
+            await self._results.put(_Stepped(batches, await self._step_together(batches, num_ticks)))
+        await self._results.put(_END)
+
+    async def _step_together(self, batches: Sequence[TickBatch], num_ticks: int) -> StepResult | None:
+        if num_ticks == 0:
+            return None
+        keys = [key for batch in batches for key in self._keys_of(batch)]
+        started = time.perf_counter()
+        result = await self._predictor.step(
+            keys,
+            np.concatenate([batch.values for batch in batches]),
+            np.concatenate([batch.timestamps_ns for batch in batches]),
+            np.concatenate([batch.record_timestamps_ns for batch in batches]),
+        )
+        self.stats.stepping_s += time.perf_counter() - started
+        return result
+
+    def _keys_of(self, batch: TickBatch) -> list[Hashable]:
+        """State keys of a batch, made once per symbol; the memory of them is cleared when it grows past all reason."""
+        topic, partition = batch.raw.topic, batch.raw.partition
+        known = self._keys
+        if len(known) > 1_000_000:
+            known.clear()
+        keys = []
+        for symbol in batch.symbols:
+            identity = (topic, partition, symbol)
+            key = known.get(identity)
+            if key is None:
+                key = known[identity] = self._key_fn(topic, partition, symbol)
+            keys.append(key)
+        return keys
+
+    async def _publish(self, codec: concurrent.futures.Executor) -> None:
+        loop = asyncio.get_running_loop()
+        while not isinstance(stepped := await self._results.get(), _End):
+            output, reasons, symbols = await loop.run_in_executor(codec, self._encode, stepped)
+            await self._sink.publish(output)
+            stats = self.stats
+            stats.predictions += len(output.predictions)
+            stats.rejected += output.num_rejected
+            stats.alarms += len(output.alarms)
+            stats.dead_letters += len(output.dead_letters)
+            stats.dead_letters_by_reason.update(reasons)
+            stats.symbols.update(symbols)
+
+    def _encode(self, stepped: _Stepped) -> tuple[OutputBatch, collections.Counter[str], set[str]]:
+        """Everything there is to say about some batches, as bytes. Runs in the codec's thread."""
+        batches = stepped.batches
+        dead = [entry for batch in batches for entry in batch.dead_letters]
+        predictions = alarms = EncodedRecords((), (), ())
+        num_rejected = 0
+        symbols: list[str] = []
+        if stepped.result is not None:
+            symbols = [symbol for batch in batches for symbol in batch.symbols]
+            places = [(batch.raw, position) for batch in batches for position in batch.positions]
+            values = np.concatenate([batch.values for batch in batches])
+            timestamps = np.concatenate([batch.timestamps_ns for batch in batches])
+            columns = stepped.result.columns
+            admitted = np.asarray(stepped.result.admitted, dtype=bool)
+            finite = rows_with_finite_output(columns)
+            good = admitted & finite
+            if not good.all():
+                for row in np.flatnonzero(~good).tolist():
+                    raw, position = places[row]
+                    if not admitted[row]:
+                        reason, text = DeadLetterReason.SYMBOL_CAPACITY, f"no room for a further symbol {symbols[row]!r}"
+                    else:
+                        reason, text = DeadLetterReason.NON_FINITE_OUTPUT, "the predictor's answer was not finite"
+                        _log.error("non_finite_output", symbol=symbols[row], source=raw.source)
+                    dead.append(dead_letter_entry(raw, position, reason, text))
+                rows = np.flatnonzero(good)
+                symbols = [symbols[row] for row in rows]
+                places = [places[row] for row in rows]
+                values, timestamps = values[rows], timestamps[rows]
+                columns = {name: column[rows] for name, column in columns.items()}
+            keys = [symbol.encode() for symbol in symbols]
+            origins = [(raw.source, raw.partition, raw.offsets[position]) for raw, position in places]
+            predictions = EncodedRecords(
+                keys, self._encoder.predictions(symbols, timestamps, values, columns), origins
+            )
+            alarm_rows, alarm_records = self._encoder.alarms(symbols, timestamps, values, columns)
+            alarms = EncodedRecords(
+                [keys[row] for row in alarm_rows], alarm_records, [origins[row] for row in alarm_rows]
+            )
+            num_rejected = int(len(symbols) - np.count_nonzero(columns["accepted"]))
+        positions = {
+            (batch.raw.topic, batch.raw.partition): batch.next_offset for batch in batches if batch.next_offset is not None
+        }
+        output = OutputBatch(predictions, alarms, encode_dead_letters(dead), positions, num_rejected)
+        return output, collections.Counter(entry.reason.value for entry in dead), set(symbols)

@@ -1,0 +1,71 @@
+"""Records on the wire: ticks in; predictions, alarms and dead letters out; and the interface of whatever carries them."""
+
+from ._batches import (
+    NO_TIMESTAMP,
+    CsvLayout,
+    DeadLetterEntry,
+    EncodedRecords,
+    Fault,
+    OutputBatch,
+    RawBatch,
+    TickBatch,
+    dead_letter_entry,
+)
+from ._decode import TickDecoder, TickFormat
+from ._encode import ResultEncoder, encode_dead_letters, rows_with_finite_output
+from ._interface import AbstractSink, AbstractSource, TransportError
+from ._records import (
+    ALARM_KIND_LABELS,
+    FLAG_COLUMNS,
+    FLAG_LABELS,
+    GATE_REASON_LABELS,
+    KERNEL_NAMES,
+    MODE_LABELS,
+    RESULT_CODE_LABELS,
+    SCHEMA_VERSION,
+    Alarm,
+    DeadLetter,
+    DeadLetterReason,
+    Intervals,
+    KernelValues,
+    Prediction,
+    labels_of_bits,
+)
+from ._time import TimeUnit, plausible_unit
+
+__all__ = [
+    "ALARM_KIND_LABELS",
+    "FLAG_COLUMNS",
+    "FLAG_LABELS",
+    "GATE_REASON_LABELS",
+    "KERNEL_NAMES",
+    "MODE_LABELS",
+    "NO_TIMESTAMP",
+    "RESULT_CODE_LABELS",
+    "SCHEMA_VERSION",
+    "AbstractSink",
+    "AbstractSource",
+    "Alarm",
+    "CsvLayout",
+    "DeadLetter",
+    "DeadLetterEntry",
+    "DeadLetterReason",
+    "EncodedRecords",
+    "Fault",
+    "Intervals",
+    "KernelValues",
+    "OutputBatch",
+    "Prediction",
+    "RawBatch",
+    "ResultEncoder",
+    "TickBatch",
+    "TickDecoder",
+    "TickFormat",
+    "TimeUnit",
+    "TransportError",
+    "dead_letter_entry",
+    "encode_dead_letters",
+    "labels_of_bits",
+    "plausible_unit",
+    "rows_with_finite_output",
+]
