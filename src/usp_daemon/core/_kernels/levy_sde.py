@@ -3,15 +3,17 @@ r"""Kernel C: an Ito-Levy equation whose coefficients come from the stream.
 The standardised level obeys :math:`dX = (a + bX)\,dt + \sigma\,dW + dJ`, the unit of time being one tick. Online:
 
 * drift: truncated least squares, that is recursive ridge regression of the increment on the level over the ticks
-  without a jump (Gloter, Loukianova & Mai 2018), prior "no drift"; the slope s of one tick gives :math:`b = \log(1 + s)`;
-* volatility: bipower variation of the residuals (Barndorff-Nielsen & Shephard 2004), prior ``sde_diffusion_sigma``;
+  without a jump (Gloter, Loukianova & Mai 2018), prior "no drift"; the slope s of one tick gives
+  :math:`b = \log(1 + s)`;
+* volatility: threshold bipower variation of the residuals (Barndorff-Nielsen & Shephard 2004; Corsi, Pirino & Reno
+  2010), prior ``sde_diffusion_sigma``;
 * jumps: residuals beyond the universal threshold :math:`\sigma\sqrt{2\log memory}` (Mancini 2009);
 * tail index: McCulloch's ratio of two quantiles of the absolute residual (McCulloch 1986), tracked online.
 
 :func:`refresh` integrates the equations of the conditional mean and variance with diffrax, explicitly, implicitly or as
-a mixture by stiffness. Both are linear, so their responses to a unit source determine the whole forecast; what is kept is
-the ratio of each response to the one the regression implies, and :func:`predict` applies it to the coefficients of the
-present tick. docs/numerics/levy_sde.md derives all this and says where the specification is departed from.
+a mixture by stiffness. Both are linear, so their responses to a unit source determine the whole forecast; what is kept
+is the ratio of each response to the one the regression implies, and :func:`predict` applies it to the coefficients of
+the present tick. docs/numerics/levy_sde.md derives all this and says where the specification is departed from.
 """
 
 import math
@@ -19,8 +21,10 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _recursive_ridge as recursive_ridge
@@ -41,6 +45,15 @@ _TRACKED_LEVELS = (0.5, 0.9)
 _TRACKING_GAINS = (2.33, 2.95)
 _GAUSSIAN_LOG_QUANTILES = (math.log(0.6744898), math.log(1.6448536))
 _LOG_QUANTILE_BOUND = 20.0
+# For a centred Gaussian beyond a threshold of z standard deviations: mean square over the threshold's square. At z > 1
+# more than two thirds of the jumps would be guesswork, so the table ends there.
+_STANDARD_THRESHOLDS = np.linspace(1.0, 0.05, 39)
+_LOG_EXCESS_RATIOS = np.log(
+    [
+        (1.0 + z * math.sqrt(2.0 / math.pi) * math.exp(-0.5 * z * z) / math.erfc(z / math.sqrt(2.0))) / z**2
+        for z in _STANDARD_THRESHOLDS
+    ]
+)
 PUBLISHED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 
 
@@ -62,6 +75,7 @@ class LevyState(eqx.Module):
     jump_power: Scalar
     log_quantiles: Float[Array, " tracked"]
     previous_abs_residual: Scalar
+    previous_is_jump: Scalar
     previous_weight: Scalar
     level: Scalar
     level_unit: Scalar
@@ -70,6 +84,8 @@ class LevyState(eqx.Module):
     variance_gain: Scalar
     tail_index: Scalar
     quantile_multipliers: Float[Array, " multipliers"]
+    jump_intensity: Scalar
+    jump_scale: Scalar
     stiffness: Scalar
     rate: Scalar
     scheme: Count
@@ -80,8 +96,8 @@ class LevyState(eqx.Module):
 class LevyMetadata(eqx.Module):
     """What kernel C publishes, dimensionless.
 
-    ``mean_reversion`` is b per tick; ``sigma`` and ``jump_scale`` (root mean square of a jump) are in units of scale, as are
-    ``quantiles``, those of the next increment at ``PUBLISHED_LEVELS``; ``jump_rate`` is per tick.
+    ``mean_reversion`` is b per tick, ``jump_rate`` is per tick; ``sigma``, ``jump_scale`` (root mean square of a jump)
+    and ``quantiles`` (of the next increment, at ``PUBLISHED_LEVELS``) are in units of scale.
     """
 
     stiffness: Scalar
@@ -223,6 +239,7 @@ def init(config: PredictorConfig, dtype: Any) -> LevyState:
         jump_power=zero,
         log_quantiles=jnp.asarray(_GAUSSIAN_LOG_QUANTILES, dtype),
         previous_abs_residual=zero,
+        previous_is_jump=zero,
         previous_weight=zero,
         level=zero,
         level_unit=jnp.ones((), dtype),
@@ -230,6 +247,8 @@ def init(config: PredictorConfig, dtype: Any) -> LevyState:
         variance_gain=horizon,
         tail_index=tail_index,
         quantile_multipliers=_quantile_multipliers(tail_index, horizon),
+        jump_intensity=zero,
+        jump_scale=zero,
         stiffness=zero,
         rate=zero,
         scheme=none,
@@ -267,12 +286,33 @@ def _diffusion_variance(state: LevyState, config: PredictorConfig) -> Scalar:
     return (sampled + prior * config.sde_diffusion_sigma**2) / (state.count + prior)
 
 
-def _jump_moments(state: LevyState, config: PredictorConfig) -> tuple[Scalar, Scalar, Scalar]:
-    """Rate, mean contribution and variance contribution of the jumps per tick, shrunk to none by the prior."""
-    share = state.count / (state.count + config.sde_prior_ticks)
+def _jump_moments(state: LevyState, config: PredictorConfig) -> tuple[Scalar, Scalar]:
+    """What the jumps beyond the threshold add to mean and variance per tick, shrunk to nothing by the prior."""
     num_jumps = state.count * state.jump_rate
     trust = num_jumps / (num_jumps + config.sde_prior_ticks)
-    return share * state.jump_rate, trust * state.jump_drift, share * state.jump_power
+    return trust * state.jump_drift, state.count / (state.count + config.sde_prior_ticks) * state.jump_power
+
+
+def _threshold_factor(config: PredictorConfig) -> Scalar:
+    """Square of the jump threshold in units of the diffusion variance: a window of Gaussians hardly ever exceeds it."""
+    return 2.0 * jnp.log(jnp.maximum(config.kernel_c_memory_ticks, 2.0))
+
+
+def _jump_law(state: LevyState, config: PredictorConfig) -> tuple[Scalar, Scalar]:
+    """Intensity and root mean square of Gaussian jumps, of which only those beyond the threshold were seen.
+
+    The mean square beyond a threshold, relative to the threshold's own, tells how much of the law the threshold hides.
+    """
+    seen = state.count / (state.count + config.sde_prior_ticks) * state.jump_rate
+    diffusion = _diffusion_variance(state, config)
+    threshold = _threshold_factor(config) * diffusion
+    mean_square = state.jump_power / jnp.maximum(state.jump_rate, 1e-6) + diffusion
+    dtype = seen.dtype
+    log_ratio = jnp.log(jnp.maximum(mean_square / jnp.maximum(threshold, 1e-12), 1.0))
+    standard = jnp.interp(log_ratio, jnp.asarray(_LOG_EXCESS_RATIOS, dtype), jnp.asarray(_STANDARD_THRESHOLDS, dtype))
+    intensity = jnp.minimum(seen / jax.scipy.special.erfc(standard / math.sqrt(2.0)), 1.0)
+    scale = jnp.sqrt(jnp.maximum(threshold / standard**2 - diffusion, 0.0))
+    return intensity, jnp.where(seen > 0.0, scale, 0.0)
 
 
 def update(state: LevyState, observation: KernelObservation, config: PredictorConfig) -> LevyState:
@@ -288,7 +328,7 @@ def update(state: LevyState, observation: KernelObservation, config: PredictorCo
     magnitude = jnp.abs(residual)
     diffusion = _diffusion_variance(state, config)
     excess = residual * residual - diffusion
-    is_jump = (residual * residual > 2.0 * jnp.log(memory) * diffusion).astype(dtype)
+    is_jump = (residual * residual > _threshold_factor(config) * diffusion).astype(dtype)
     moved = (observation.increment != 0.0).astype(dtype)
 
     prior_variance = 1.0 / prior
@@ -307,7 +347,12 @@ def update(state: LevyState, observation: KernelObservation, config: PredictorCo
     moves = move_fade * state.moves + move_weight
     pair_weight = move_weight * state.previous_weight
     pairs = (1.0 - pair_weight / memory) * state.pairs + pair_weight
-    product = 0.5 * math.pi * magnitude * state.previous_abs_residual
+    # Jumps hardly ever come in pairs: a lone one counts as an average diffusive move, two in a row are volatility.
+    is_lone = is_jump != state.previous_is_jump
+    smaller = jnp.minimum(magnitude, state.previous_abs_residual)
+    average = math.sqrt(2.0 / math.pi) * jnp.sqrt(diffusion)
+    product = jnp.where(is_lone, smaller * average, magnitude * state.previous_abs_residual)
+    product = 0.5 * math.pi * product
     bipower = state.bipower + pair_weight / jnp.maximum(pairs, 1.0) * (product - state.bipower)
 
     below = (magnitude <= jnp.exp(state.log_quantiles)).astype(dtype)
@@ -336,6 +381,7 @@ def update(state: LevyState, observation: KernelObservation, config: PredictorCo
         jump_power=state.jump_power + gain * (is_jump * excess - state.jump_power),
         log_quantiles=log_quantiles,
         previous_abs_residual=jnp.where(moved > 0.0, magnitude, state.previous_abs_residual),
+        previous_is_jump=jnp.where(moved > 0.0, is_jump, state.previous_is_jump),
         previous_weight=jnp.where(has_gap, 0.0, jnp.where(moved > 0.0, weight, state.previous_weight)),
         level=observation.level,
         level_unit=level_unit,
@@ -343,6 +389,8 @@ def update(state: LevyState, observation: KernelObservation, config: PredictorCo
         variance_gain=state.variance_gain,
         tail_index=state.tail_index,
         quantile_multipliers=state.quantile_multipliers,
+        jump_intensity=state.jump_intensity,
+        jump_scale=state.jump_scale,
         stiffness=state.stiffness,
         rate=state.rate,
         scheme=state.scheme,
@@ -358,7 +406,7 @@ def predict(state: LevyState, config: PredictorConfig) -> KernelOutput:
     the drift.
     """
     intercept, slope = _drift_coefficients(state, state.level_unit)
-    jump_rate, jump_drift, jump_power = _jump_moments(state, config)
+    jump_drift, jump_power = _jump_moments(state, config)
     diffusion = _diffusion_variance(state, config)
     prediction = state.mean_gain * (intercept + jump_drift + slope * state.level)
     features = jnp.stack([jnp.ones_like(state.level), state.level])
@@ -374,8 +422,8 @@ def predict(state: LevyState, config: PredictorConfig) -> KernelOutput:
         solver_implicit_count=state.solver_implicit_count,
         mean_reversion=state.rate,
         sigma=jnp.sqrt(diffusion),
-        jump_rate=jump_rate,
-        jump_scale=jnp.sqrt(jump_power / jnp.maximum(jump_rate, 1e-6)),
+        jump_rate=state.jump_intensity,
+        jump_scale=state.jump_scale,
         tail_index=state.tail_index,
         quantiles=prediction + offsets,
     )
@@ -398,6 +446,7 @@ def refresh(state: LevyState, context: RefreshContext, config: PredictorConfig) 
     tail_index = stable.tail_index_from_ratio(jnp.exp(log_ratio))
     tail_index = jnp.where(tail_index >= config.kernel_c_alpha_gaussian_threshold, stable.MAX_TAIL_INDEX, tail_index)
 
+    jump_intensity, jump_scale = _jump_law(state, config)
     is_explicit, is_implicit = share <= 0.0, share >= 1.0
     return eqx.tree_at(
         lambda s: (
@@ -405,6 +454,8 @@ def refresh(state: LevyState, context: RefreshContext, config: PredictorConfig) 
             s.variance_gain,
             s.tail_index,
             s.quantile_multipliers,
+            s.jump_intensity,
+            s.jump_scale,
             s.stiffness,
             s.rate,
             s.scheme,
@@ -417,6 +468,8 @@ def refresh(state: LevyState, context: RefreshContext, config: PredictorConfig) 
             variance_gain,
             tail_index,
             _quantile_multipliers(tail_index, variance_gain * state.move_rate),
+            jump_intensity,
+            jump_scale,
             stiffness,
             rate,
             jnp.where(is_explicit, EXPLICIT, jnp.where(is_implicit, IMPLICIT, MIXED)).astype(jnp.int32),
