@@ -1,9 +1,9 @@
 r"""The truncated tensor algebra in which path signatures live.
 
-Functions take NumPy as well as JAX arrays. An element is a tuple of levels, level :math:`k` an array of shape ``(dim,) * k`` (level 0 is left out: it is 1 for a group
-element and 0 for a Lie element). Lengths of the tuple fix the truncation depth. Sources: Lyons, Caruana & Lévy (2007),
-*Differential Equations Driven by Rough Paths*, ch. 2 (signature, Chen's identity); Reutenauer (1993), *Free Lie
-Algebras*, ch. 4-5 (Lyndon words); Kidger & Lyons (2021), "Signatory" (fused multiply-exponentiate, words as coordinates).
+An element is a tuple of levels, level :math:`k` an array of shape ``(dim,) * k`` (level 0 is left out: it is 1 for a
+group element and 0 for a Lie element). The length of the tuple is the truncation depth. Functions take NumPy as well
+as JAX arrays. Sources: Lyons, Caruana & Lévy (2007), ch. 2 (signature, Chen's identity); Reutenauer (1993), ch. 4-5
+(Lyndon words); Kidger & Lyons (2021) (fused multiply-exponentiate, words as coordinates).
 """
 
 import functools
@@ -94,7 +94,7 @@ def logarithm(signature: Levels) -> Levels:
 
 
 def _times(signature: Levels, constant: float, other: Levels, depth: int) -> Levels:
-    """X (constant + other) up to ``depth``, where X has no level 0 and ``other`` holds levels 1, 2, ... below ``depth``."""
+    """X (constant + other) up to ``depth``; X has no level 0, ``other`` holds the levels from 1 to below ``depth``."""
     return tuple(
         constant * signature[level - 1]
         + sum((outer(signature[split - 1], other[level - split - 1]) for split in range(1, level)), 0.0)
@@ -117,8 +117,8 @@ def dilate(signature: Levels, factors: Vector) -> Levels:
 def lyndon_words(dim: int, depth: int) -> tuple[tuple[int, ...], ...]:
     """Lyndon words over ``dim`` letters up to length ``depth``, shortest first, then lexicographic.
 
-    A word is Lyndon if it is strictly smaller than each of its proper suffixes. Their number is the dimension of the free
-    nilpotent Lie algebra (Witt's formula).
+    A word is Lyndon if it is strictly smaller than each of its proper suffixes. Their number is the dimension of the
+    free nilpotent Lie algebra (Witt's formula).
     """
     return tuple(
         word
@@ -150,8 +150,8 @@ def _mobius(number: int) -> int:
 def lyndon_coordinates(lie_element: Levels) -> Float[Array, " words"]:
     """Coefficients of the Lyndon words in a Lie element (a tensor logarithm): a full set of coordinates on it.
 
-    The bracketing of a Lyndon word is that word plus lexicographically larger ones, so the map from the coefficients in the
-    Lyndon basis to these is unitriangular, hence invertible (Reutenauer 1993, thm 5.1; the choice of Kidger & Lyons 2021).
+    The bracketing of a Lyndon word is that word plus lexicographically larger ones, so the map from the coefficients in
+    the Lyndon basis to these is unitriangular, hence invertible (Reutenauer 1993, thm 5.1; Kidger & Lyons 2021).
     """
     dim, depth = lie_element[0].shape[0], len(lie_element)
     flat = jnp.concatenate([jnp.reshape(level, (-1,)) for level in lie_element])
