@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What a test compiles stays in the checkout, also where it asks for the daemon's own cache.
+os.environ["USP_CACHE_DIR"] = str(Path(__file__).resolve().parent.parent / ".cache" / "usp-daemon")
 
 import hypothesis
 import jax
@@ -46,7 +48,7 @@ def repository_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No ``USP_*`` variable of the developer's shell reaches a test, save the one that demands a broker."""
+    """No ``USP_*`` override of the developer's shell reaches a test."""
     for name in tuple(os.environ):
-        if name.startswith("USP_") and name != "USP_REQUIRE_KAFKA":
+        if name.startswith("USP_") and name not in ("USP_CACHE_DIR", "USP_REQUIRE_KAFKA"):
             monkeypatch.delenv(name)

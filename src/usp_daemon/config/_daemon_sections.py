@@ -84,8 +84,8 @@ class Compute:
         locked(
             'The device: "auto" takes a CUDA device if there is one. A CUDA device that is asked for and is not there '
             "is an error.",
-            pattern=r"auto|cpu|cuda|cuda:[0-9]{1,3}",
-            pattern_meaning='"auto", "cpu", "cuda" or "cuda:N"',
+            pattern=r"auto|cpu|cuda:[0-9]{1,3}",
+            pattern_meaning='"auto", "cpu" or "cuda:N"',
         ),
     ] = "auto"
     precision: Annotated[
@@ -99,7 +99,8 @@ class Compute:
     tile_width: Annotated[
         int | Literal["auto"],
         locked(
-            "Symbols that are stepped together; results do not depend on who shares a tile.",
+            "Symbols that are stepped together. Results do not depend on who shares a tile; its width may move the "
+            "last bits.",
             "symbols",
             16,
             65_536,
@@ -107,13 +108,17 @@ class Compute:
             auto=True,
         ),
     ] = "auto"
+    refresh_width: Annotated[
+        int | Literal["auto"],
+        locked("Symbols whose heavy, rare work is done together.", "symbols", 16, 65_536, multiple_of=16, auto=True),
+    ] = "auto"
     max_symbols: Annotated[
         int, locked("Symbols that are admitted; ticks of further ones become dead letters.", "symbols", 1, 10_000_000)
     ] = 10_000
     compilation_cache: Annotated[
         str,
         locked(
-            "Directory in which compiled programs are kept; empty means the user's cache directory.",
+            "Directory in which compiled programs are kept; empty means $USP_CACHE_DIR or the user's cache folder.",
             "path",
             may_be_empty=True,
         ),
@@ -125,8 +130,21 @@ class Wire:
     """How a tick is read from a record."""
 
     symbol_field: Annotated[str, locked("Field that holds the symbol.")] = "symbol"
-    timestamp_field: Annotated[str, locked("Field that holds the time of the tick.")] = "ts"
+    time_field: Annotated[str, locked("Field that holds the time of the tick.")] = "ts"
     value_field: Annotated[str, locked("Field that holds the value.")] = "value"
-    timestamp_unit: Annotated[
-        str, locked("Unit of the time, counted from the Unix epoch.", choices=("s", "ms", "us", "ns"))
+    time_unit: Annotated[
+        str,
+        locked(
+            "How the time is written: a count since the Unix epoch in this unit, or an ISO 8601 date and time.",
+            choices=("ns", "us", "ms", "s", "iso8601"),
+        ),
     ] = "ns"
+    key_is_symbol: Annotated[
+        bool, locked("Whether the record's key names the symbol, so that the record itself need not.")
+    ] = False
+    max_record_bytes: Annotated[
+        int, locked("Size above which a record becomes a dead letter.", "bytes", 64, 67_108_864)
+    ] = 1_048_576
+    max_symbol_length: Annotated[
+        int, locked("Length above which a symbol's name is refused.", "characters", 1, 1024)
+    ] = 128

@@ -196,7 +196,7 @@ class KeySpec:
         return f'"auto" or {text}' if key.auto else text
 
     def fit(self, value: object) -> Value:
-        """The value in the key's own type. Raises ``Unfit`` if its type is wrong or it is out of range or not finite."""
+        """The value in the key's own type. Raises ``Unfit`` for a wrong type, out of range, or not finite."""
         if self.key.auto and value == "auto":
             return "auto"
         if self.kind is bool:

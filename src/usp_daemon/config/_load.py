@@ -14,8 +14,8 @@ from ._retired import RETIRED
 from ._settings import SECTIONS, SPECS, Settings, build_settings
 
 PREFIX = "USP_"
-# Variables that name a file or steer the tests; they are no overrides.
-OTHER_VARIABLES = frozenset({"USP_CONFIG", "USP_REQUIRE_KAFKA"})
+# Variables that name a place or steer the tests; they are no overrides.
+OTHER_VARIABLES = frozenset({"USP_CACHE_DIR", "USP_CONFIG", "USP_REQUIRE_KAFKA"})
 
 DEFAULT_LOCATION = Path("config/config.toml")
 BUILT_IN = "built-in defaults"

@@ -183,7 +183,7 @@ class Orchestration:
             "Accepted ticks after a regime's start on which the detector's reference model is fitted.",
             "ticks",
             40,
-            1000,
+            500,
         ),
     ] = 180
     alarm_jump_sigmas: Annotated[
@@ -215,10 +215,10 @@ class Orchestration:
     ] = 1.0
     outlier_max_consecutive: Annotated[
         int,
-        traced("Outliers in a row that are refused; agreeing ones then become the new level.", "ticks", 1, 100),
-    ] = 5
+        traced("Most outliers in a row that are refused; agreeing ones become the new level sooner.", "ticks", 1, 100),
+    ] = 20
     outlier_cluster_sigmas: Annotated[
-        float, traced("How close refused ticks must lie to one another to count as a new level.", "sd", 0.1, 1000.0)
+        float, traced("How close successive outliers must lie to agree on a new level.", "sd", 0.1, 1000.0)
     ] = 8.0
     max_future_drift_ns: Annotated[
         int,
@@ -336,7 +336,7 @@ class Kernels:
     kernel_b_horizon: Annotated[float, traced("Horizon of the backward equation.", "ticks", 0.01, 10.0)] = 1.0
     kernel_b_drift_uncertainty: Annotated[
         float,
-        traced("Bound on the drift's misspecification in the Hamilton-Jacobi-Bellman equation.", "sd/tick", 0.0, 1.0),
+        traced("Bound on the drift's error in the Hamilton-Jacobi-Bellman equation.", "standard errors", 0.0, 5.0),
     ] = 0.0
     kernel_b_memory_ticks: Annotated[
         float, traced("Memory of the drift and diffusion that kernel B estimates.", "ticks", 20.0, 1_000_000.0)
@@ -367,10 +367,10 @@ class Kernels:
     sde_dt: Annotated[float, traced("Longest step of the integration.", "ticks", 1e-4, 1.0)] = 0.01
     sde_numel_integrations: Annotated[int, traced("Most steps of one integration.", "steps", 10, 1000)] = 100
     sde_diffusion_sigma: Annotated[
-        float, traced("Prior of the diffusion, in units of the increments' scale.", "sd/sqrt(tick)", 1e-3, 10.0)
+        float, traced("Prior of the diffusion, on the standardised series.", "sd/sqrt(tick)", 1e-3, 10.0)
     ] = 0.2
     sde_prior_ticks: Annotated[
-        float, traced("Ticks that the prior of the diffusion is worth.", "ticks", 0.0, 10_000.0)
+        float, traced("Ticks that the priors of the coefficients are worth.", "ticks", 0.1, 10_000.0)
     ] = 20.0
     sde_pid_rtol: Annotated[float, traced("Relative tolerance of the step size controller.", "", 1e-8, 0.1)] = 1e-3
     sde_pid_atol: Annotated[float, traced("Absolute tolerance of the step size controller.", "sd", 1e-10, 0.1)] = 1e-6
@@ -378,7 +378,7 @@ class Kernels:
         float, traced("Horizon of the stochastic differential equation.", "ticks", 0.01, 10.0)
     ] = 1.0
     kernel_c_alpha: Annotated[
-        float, traced("Prior of the jumps' stable index; 2 is Gaussian.", "", 0.0, 2.0, above_low=True)
+        float, traced("Prior of the tail index; 2 is Gaussian.", "", 0.0, 2.0, above_low=True)
     ] = 1.8
     kernel_c_alpha_gaussian_threshold: Annotated[
         float, traced("Stable index from which the increments count as Gaussian.", "", 1.0, 2.0)

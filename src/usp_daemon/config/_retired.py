@@ -28,7 +28,7 @@ RETIRED: dict[str, str] = {
     "kernel_d_confidence_base": "an expert's confidence is the precision of its running score",
     # fixed by how the thing is built
     "dgm_activation": "fixed: the shipped networks are trained with tanh",
-    "kernel_b_spatial_samples": "the network is evaluated where needed; the entropy's grid is kernels.dgm_entropy_num_bins",
+    "kernel_b_spatial_samples": "one point suffices; the entropy's grid is kernels.dgm_entropy_num_bins",
     "kernel_b_spatial_range_factor": "the entropy's grid follows the local law at the regime's start",
     "sde_solver_type": "the stiffness picks explicit, mixed or implicit: kernels.stiffness_low and stiffness_high",
     "sde_brownian_tree_tol": "the integration is deterministic, there is no Brownian path",
@@ -68,7 +68,7 @@ CHANGED: dict[str, str] = {
     "orchestration.sigma_val": "A factor on the symbol's own robust scale, not a standard deviation in absolute units.",
     "orchestration.max_past_drift_ns": "Judged against the record's time, never against the wall clock, so that a "
     "replay repeats itself.",
-    "kernels.kernel_ridge_lambda": "Times kernel_ridge_reference, so that its range has an effect on standardised data.",
+    "kernels.kernel_ridge_lambda": "Times kernel_ridge_reference, so that its range acts on standardised data.",
     "kernels.kernel_a_bandwidth": "Relative to the spread of the delay vectors, default 1.0. At 0.1 on standardised "
     "vectors the Gram matrix is the identity and the forecast is the mean.",
     "kernels.stiffness_low": "A base that the Hölder exponent raises; the specification overwrites it at every step.",
