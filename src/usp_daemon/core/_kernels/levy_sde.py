@@ -172,6 +172,7 @@ def unit_response(
         max_steps=_MAX_STEPS,
         throw=False,
     )
+    assert solution.ys is not None  # SaveAt(t1=True) always saves
     return solution.ys[0]
 
 
