@@ -4,8 +4,8 @@
       |     queue     |      queue     |      queue        |
     its thread   codec thread    worker's thread      codec thread
 
-Order is kept: each stage is one task and each queue is first in, first out. A full queue holds its producer back, back to
-the source. Nothing that computes runs on the event loop.
+Order is kept: each stage is one task and each queue is first in, first out. A full queue holds its producer back,
+back to the source. Nothing that computes runs on the event loop.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class Predictor(Protocol):
 
 @dataclasses.dataclass
 class PipelineStats:
-    """Counts since the start; ``records`` equals ``predictions`` plus ``dead_letters`` once the pipeline has drained."""
+    """Counts since the start; once all is drained ``records`` equals ``predictions`` plus ``dead_letters``."""
 
     records: int = 0
     predictions: int = 0
@@ -99,8 +99,8 @@ class Pipeline:
     """Runs records from ``source`` through ``predictor`` to ``sink`` until the source ends or :meth:`stop` is called.
 
     ``key_fn(topic, partition, symbol)`` makes the key of a symbol's state. ``max_batch`` bounds the ticks of one step;
-    ``queue_batches`` the batches between two stages. ``refine_fn`` sees every decoded batch, ``pacer`` holds ticks back;
-    both are for replay. Source and sink are opened and closed by the caller.
+    ``queue_batches`` the batches between two stages. ``refine_fn`` sees every decoded batch, ``pacer`` holds ticks
+    back; both are for replay. Source and sink are opened and closed by the caller.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Pipeline:
             self._pacer.stop()
 
     async def run(self) -> PipelineStats:
-        """Run to the end and return the counts. A stage's failure ends all of them and is raised as an exception group."""
+        """Run to the end and return the counts. One stage's failure ends all, as an exception group."""
         # One thread for decoding and one for encoding: the interpreter lock lets no more of them work anyway.
         with concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="usp-codec") as codec:
             async with asyncio.TaskGroup() as stages:
@@ -259,7 +259,8 @@ class Pipeline:
                 for row in np.flatnonzero(~good).tolist():
                     raw, position = places[row]
                     if not admitted[row]:
-                        reason, text = DeadLetterReason.SYMBOL_CAPACITY, f"no room for a further symbol {symbols[row]!r}"
+                        reason = DeadLetterReason.SYMBOL_CAPACITY
+                        text = f"no room for a further symbol {symbols[row]!r}"
                     else:
                         reason, text = DeadLetterReason.NON_FINITE_OUTPUT, "the predictor's answer was not finite"
                         _log.error("non_finite_output", symbol=symbols[row], source=raw.source)
@@ -271,16 +272,16 @@ class Pipeline:
                 columns = {name: column[rows] for name, column in columns.items()}
             keys = [symbol.encode() for symbol in symbols]
             origins = [(raw.source, raw.partition, raw.offsets[position]) for raw, position in places]
-            predictions = EncodedRecords(
-                keys, self._encoder.predictions(symbols, timestamps, values, columns), origins
-            )
+            predictions = EncodedRecords(keys, self._encoder.predictions(symbols, timestamps, values, columns), origins)
             alarm_rows, alarm_records = self._encoder.alarms(symbols, timestamps, values, columns)
             alarms = EncodedRecords(
                 [keys[row] for row in alarm_rows], alarm_records, [origins[row] for row in alarm_rows]
             )
             num_rejected = int(len(symbols) - np.count_nonzero(columns["accepted"]))
         positions = {
-            (batch.raw.topic, batch.raw.partition): batch.next_offset for batch in batches if batch.next_offset is not None
+            (batch.raw.topic, batch.raw.partition): batch.next_offset
+            for batch in batches
+            if batch.next_offset is not None
         }
         output = OutputBatch(predictions, alarms, encode_dead_letters(dead), positions, num_rejected)
         return output, collections.Counter(entry.reason.value for entry in dead), set(symbols)

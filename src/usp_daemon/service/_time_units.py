@@ -1,4 +1,4 @@
-"""Files in which the unit of time changes on the way: found by the size of the jump, since no clock vouches for a file."""
+"""Files in which the unit of time changes: found by the size of the jump, since no clock vouches for a file."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ _log = get_logger(__name__)
 
 @dataclasses.dataclass
 class _Watch:
-    """What is known of one source: its last good time, and a run of ticks that agree with each other but not with it."""
+    """What is known of one source: its last good time, and a run of ticks that agree with each other, not with it."""
 
     reference_ns: int
     other_ns: int = 0
@@ -30,9 +30,9 @@ class _Watch:
 class TimeUnitGuard:
     """Takes ticks out whose time is at least 500 times later or earlier than that of the ticks before them.
 
-    Seconds among milliseconds, say: let through, one of them would look like a jump of centuries, after which every right
-    tick is out of order. If the first ticks were the wrong ones (their time is no date between 1980 and 2100), sixteen
-    ticks that agree with each other take over. The first such tick of each source is logged.
+    Seconds among milliseconds, say: let through, one of them would look like a jump of centuries, after which every
+    right tick is out of order. If the first ticks were the wrong ones (their time is no date between 1980 and 2100),
+    sixteen ticks that agree with each other take over. The first such tick of each source is logged.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class TimeUnitGuard:
                 keep.append(row)
                 continue
             text = (
-                f"the time {time_ns} ns is a factor {_ratio(time_ns, watch.reference_ns):.0f} away from the one before it, "
-                f"{watch.reference_ns} ns: mixed units of time"
+                f"the time {time_ns} ns is a factor {_ratio(time_ns, watch.reference_ns):.0f} away from "
+                f"the one before it, {watch.reference_ns} ns: mixed units of time"
             )
             entry = dead_letter_entry(batch.raw, batch.positions[row], DeadLetterReason.TIME_UNIT_MISMATCH, text)
             dead.append(entry)

@@ -30,5 +30,5 @@ def configure_logging(level: str = "warning", *, as_json: bool = False, stream: 
 
 
 def get_logger(name: str) -> Any:
-    """A logger that puts ``name`` (the module's) on every line as ``logger``."""
-    return structlog.get_logger(logger=name)
+    """A logger that puts ``name`` (the module's) on every line as ``module``."""
+    return structlog.get_logger().bind(module=name)

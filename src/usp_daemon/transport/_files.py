@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import zlib
 from collections.abc import AsyncIterator, Sequence
+
 from usp_daemon.wire import AbstractSource, DeadLetterReason, Fault, RawBatch
 
 from ._inspect import InputFile

@@ -49,9 +49,9 @@ def inspect_file(
 ) -> InputFile:
     """Look at the beginning of ``path``.
 
-    ``file_format`` is ``csv``, ``jsonl`` or ``auto`` (by suffix, else by the first character). ``symbol`` names the series
-    of records that carry no symbol; by default the file's stem does. Raises :class:`InputError` for a file that is
-    missing, not a regular file, unreadable, empty, UTF-16, a damaged archive, or a CSV whose header lacks a field.
+    ``file_format`` is ``csv``, ``jsonl`` or ``auto`` (by suffix, else by the first character). ``symbol`` names the
+    series of records that carry no symbol; by default the file's stem does. Raises :class:`InputError` for a file that
+    is missing, not a regular file, unreadable, empty, UTF-16, a damaged archive, or a CSV whose header lacks a field.
     """
     try:
         status = path.stat()

@@ -18,8 +18,8 @@ PARTIAL_SUFFIX = ".partial"
 class JsonLinesSink(AbstractSink):
     """Writes to ``<name>.partial`` in ``directory`` and gives each file its name when it is closed.
 
-    So a file with its proper name is always whole, the results of an earlier run stay until this one has ended, and what a
-    killed run has done lies in the partial files.
+    So a file with its proper name is always whole, the results of an earlier run stay until this one has ended, and
+    what a killed run has done lies in the partial files.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:

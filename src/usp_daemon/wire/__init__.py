@@ -1,4 +1,4 @@
-"""Records on the wire: ticks in; predictions, alarms and dead letters out; and the interface of whatever carries them."""
+"""Records on the wire: ticks in; predictions, alarms, dead letters out; and the interface of whatever carries them."""
 
 from ._batches import (
     NO_TIMESTAMP,

@@ -1,4 +1,4 @@
-"""What travels between the stages: raw records in, decoded ticks, encoded records out. All are columns, one item a record."""
+"""What travels between the stages: raw records, decoded ticks, encoded records; all as columns, an item a record."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ NO_TIMESTAMP = -1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CsvLayout:
-    """Where the fields of a tick stand in a line of comma-separated values; ``symbol_column`` is None when there is none."""
+    """Where the fields of a tick stand in a line of separated values; ``symbol_column`` is None when there is none."""
 
     time_column: int
     value_column: int
@@ -35,9 +35,9 @@ class Fault(NamedTuple):
 class RawBatch:
     """Consecutive records of one partition as they came.
 
-    ``topic`` and ``partition`` belong to the identity of the symbols' states, ``source`` is what a dead letter names (the
-    topic itself, or the file). ``offsets`` are offsets, or line numbers. ``record_timestamps_ns`` is None where the
-    transport keeps no time of its own: the tick's own time then stands for it. ``layout`` is None for JSON.
+    ``topic`` and ``partition`` belong to the identity of the symbols' states, ``source`` is what a dead letter names
+    (the topic itself, or the file). ``offsets`` are offsets, or line numbers. ``record_timestamps_ns`` is None where
+    the transport keeps no time of its own: the tick's own time then stands for it. ``layout`` is None for JSON.
     ``faults`` maps positions in this batch to what the source has already found.
     """
 
@@ -76,7 +76,7 @@ class DeadLetterEntry:
 class TickBatch:
     """The decodable records of a :class:`RawBatch` as columns, beside the entries for the others.
 
-    ``values`` is float64 and may hold NaN or infinities (the gate refuses those and still answers); the two time columns
+    ``values`` is float64 and may hold NaN or infinities (the gate refuses those and still answers); the time columns
     are int64 nanoseconds, non-negative. ``positions`` are the ticks' places in ``raw``.
     """
 
@@ -100,7 +100,7 @@ class TickBatch:
         return self.raw.offsets[self.positions[-1]] + 1 if self.positions else None
 
     def part(self, start: int, stop: int, *, with_dead_letters: bool) -> "TickBatch":
-        """The ticks from ``start`` up to ``stop``; the dead letters go with exactly one part, which the caller names."""
+        """The ticks from ``start`` up to ``stop``; the dead letters go with one part only, which the caller names."""
         return TickBatch(
             raw=self.raw,
             positions=self.positions[start:stop],

@@ -1,7 +1,7 @@
 """Records in, ticks out: everything that a producer can send ends as a tick or as a dead letter, never as an exception.
 
 JSON is decoded twice over: a typed decoder takes the well-formed record in under a microsecond; what it refuses is read
-again by the standard library, which accepts the literals ``NaN`` and ``Infinity`` and lets us say what exactly is wrong.
+again by the standard library, which accepts the literals ``NaN`` and ``Infinity`` and lets us say what is wrong.
 """
 
 import csv
@@ -32,7 +32,7 @@ class TickFormat:
     """How ticks are written.
 
     ``symbol_field``, ``time_field``, ``value_field``: names of the members of a JSON object. ``time_unit``: see
-    :class:`TimeUnit`. ``key_is_symbol``: the record's key names the symbol and the object need not. ``max_record_bytes``:
+    :class:`TimeUnit`. ``key_is_symbol``: the record's key names the symbol, not the object. ``max_record_bytes``:
     a larger record is refused. ``max_symbol_length``: in characters.
     """
 
@@ -185,10 +185,8 @@ class TickDecoder:
                 DeadLetterReason.WRONG_NUMBER_OF_COLUMNS,
                 f"expected {layout.num_columns} columns as in the header, got {len(cells)}",
             )
-        if layout.symbol_column is not None:
-            symbol = cells[layout.symbol_column].strip()
-        else:
-            symbol = raw.default_symbol or ""
+        column = layout.symbol_column
+        symbol = (raw.default_symbol or "") if column is None else cells[column].strip()
         time_ns = _time_of(cells[layout.time_column], self.format.time_unit, nanoseconds_from_text)
         return symbol, time_ns, _value_of_cell(cells[layout.value_column])
 

@@ -1,4 +1,4 @@
-"""The records that leave the daemon, and the words they use. The JSON Schemas in ``docs/schemas`` come from these classes.
+"""The records that leave the daemon, and the words they use. The JSON Schemas in ``docs/schemas`` come from here.
 
 Times are Unix nanoseconds, values are in the symbol's own units, and no number is ever NaN or infinite. A consumer must
 ignore fields it does not know: fields may be added within one ``schema_version``, never renamed or removed.
@@ -54,7 +54,7 @@ FLAG_LABELS: tuple[str, ...] = tuple(label for label, _ in FLAG_COLUMNS)
 
 
 def labels_of_bits(bits: int, labels: tuple[str, ...]) -> list[str]:
-    """Names of the bits set in ``bits``, lowest first; a bit without a name reads ``bit_<index>``, it is never dropped."""
+    """Names of the bits set in ``bits``, lowest first; a bit without a name reads ``bit_<index>``."""
     names = [label for index, label in enumerate(labels) if bits >> index & 1]
     names += [f"bit_{index}" for index in range(len(labels), bits.bit_length()) if bits >> index & 1]
     return names
@@ -105,14 +105,14 @@ class Intervals(msgspec.Struct):
 
 
 class Prediction(msgspec.Struct):
-    """What the predictor says after one tick: the forecast of the symbol's next value and the state of the machinery."""
+    """What the predictor says after one tick: the forecast of the next value and the state of the machinery."""
 
     schema_version: Version
     symbol: Symbol
     ts: Timestamp
     seq: Sequence_
     value: Annotated[float | None, Meta(description="Value of the tick; null when it was missing or not finite")]
-    accepted: Annotated[bool, Meta(description="False when the gate refused the tick: the forecast is the standing one")]
+    accepted: Annotated[bool, Meta(description="False when the gate refused the tick; the forecast then stands")]
     prediction: Annotated[float, Meta(description="Forecast of the next value")]
     scale: Annotated[float, Meta(ge=0.0, description="Robust standard deviation of the forecast error")]
     intervals: Intervals
@@ -130,7 +130,7 @@ class Prediction(msgspec.Struct):
     ema_variance: Annotated[float, Meta(ge=0.0, description="EWMA variance of innovations relative to its slow scale")]
     forecast_error: Annotated[float, Meta(description="Error of the previous forecast in units of its scale")]
     season_length: Annotated[int, Meta(ge=0, description="Season found, in ticks; 0 when none was found")]
-    missed_periods: Annotated[int, Meta(ge=0, description="Periods of the symbol's cadence since its last accepted tick")]
+    missed_periods: Annotated[int, Meta(ge=0, description="Periods of the cadence since the last accepted tick")]
     mode: Annotated[str, Meta(description="Operating mode: Standard, Robust or Emergency")]
     flags: Annotated[list[str], Meta(description=f"Conditions that hold, of: {', '.join(FLAG_LABELS)}")]
     gate_reasons: Annotated[list[str], Meta(description=f"What the gate found, of: {', '.join(GATE_REASON_LABELS)}")]
@@ -154,7 +154,7 @@ class Alarm(msgspec.Struct):
     statistic: Annotated[float, Meta(description="Statistic that crossed, dimensionless")]
     threshold: Annotated[float, Meta(description="Threshold that it crossed, dimensionless")]
     kurtosis: Annotated[float, Meta(description="Kurtosis of the recent innovations (3 for a Gaussian)")]
-    start_ticks_ago: Annotated[int, Meta(ge=0, description="Estimated start of the change, in accepted ticks before this")]
+    start_ticks_ago: Annotated[int, Meta(ge=0, description="Estimated start of the change, in accepted ticks ago")]
     start_seq: Annotated[int, Meta(ge=0, description="Estimated start of the change as a sequence number")]
     grace_steps: Annotated[int, Meta(ge=0, description="Ticks from here on in which no further alarm can be raised")]
     config_hash: ConfigHash
@@ -175,7 +175,7 @@ class DeadLetter(msgspec.Struct):
     message: Annotated[str, Meta(description="What was expected and what came")]
     source: Annotated[str, Meta(description="Topic or file that the record came from")]
     partition: Annotated[int, Meta(ge=0, description="Partition of the topic; 0 for a file")]
-    offset: Annotated[int, Meta(ge=0, description="Offset in the partition, or line number in the file (the first is 1)")]
+    offset: Annotated[int, Meta(ge=0, description="Offset in the partition, or line number in the file, from 1")]
     encoding: Annotated[str, Meta(pattern="^(utf-8|base64)$", description="How the original is written here")]
     original: Annotated[str, Meta(description="The record's bytes: as text when they are UTF-8, else in base64")]
     original_size_bytes: Annotated[int, Meta(ge=0, description="Size of the whole original record")]

@@ -33,7 +33,7 @@ _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 def nanoseconds_from_decimal(text: str, digits: int) -> int:
-    """``text`` (a decimal number, perhaps with an exponent) times ``10 ** digits``, cut toward zero, as a whole number."""
+    """``text`` (a decimal number, perhaps with an exponent) times ``10 ** digits``, cut toward zero."""
     match = _DECIMAL.match(text.strip())
     if match is None:
         raise TimestampError(f"expected a number, got {shortened(text)!r}")
@@ -81,7 +81,7 @@ def nanoseconds_from_text(text: str, unit: TimeUnit) -> int:
 
 
 def plausible_unit(number: float) -> TimeUnit | None:
-    """The unit in which ``number`` falls between 1980 and 2100, or None when no unit does (an index, or another epoch)."""
+    """The unit in which ``number`` falls between 1980 and 2100; None when no unit does (an index, say)."""
     for unit in (TimeUnit.SECONDS, TimeUnit.MILLISECONDS, TimeUnit.MICROSECONDS, TimeUnit.NANOSECONDS):
         seconds = number / 10.0 ** (9 - unit.digits)
         if 315_532_800.0 <= seconds < 4_102_444_800.0:

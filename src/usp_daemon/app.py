@@ -1,0 +1,417 @@
+"""The composition root: builds a replay from settings and options, runs it, and says how it went."""
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import pathlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from usp_daemon.compute import StateKey, Worker, predictor_config
+from usp_daemon.config import Settings, load_settings
+from usp_daemon.demo import DEMO_SERIES, DEMO_TIME_UNIT, demo_files
+from usp_daemon.service import Pacer, Pipeline, PipelineStats, Predictor, TimeUnitGuard
+from usp_daemon.service.report import SymbolScore, score_predictions, write_report
+from usp_daemon.transport import (
+    ALARMS_FILE,
+    OUTPUT_FILES,
+    PREDICTIONS_FILE,
+    FileSource,
+    InputError,
+    InputFile,
+    InputProblem,
+    JsonLinesSink,
+    inspect_file,
+)
+from usp_daemon.wire import ResultEncoder, TickDecoder, TickFormat, TimeUnit, plausible_unit
+
+_T = TypeVar("_T")
+
+REPORT_FILE = "report.html"
+# How long the device's thread may take to end: a compilation that nobody waits for any more cannot be interrupted.
+_CLOSE_TIMEOUT_S = 5.0
+_PROGRESS_INTERVAL_S = 0.2
+
+
+class ExitCode(enum.IntEnum):
+    """What the process tells its caller."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    INPUT = 3
+    INTERRUPTED = 130
+
+    @property
+    def meaning(self) -> str:
+        """One line for the help and the documentation."""
+        return {
+            ExitCode.OK: "all input was read and answered (dead letters included)",
+            ExitCode.FAILURE: "something broke while running: the device, the disk, a defect",
+            ExitCode.USAGE: "wrong usage or configuration, or the device asked for is not there",
+            ExitCode.INPUT: "an input file is unusable, or broke off; what could be read was answered",
+            ExitCode.INTERRUPTED: "interrupted (SIGINT or SIGTERM); what was done until then is in the output",
+        }[self]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """What to replay and where to; None stands for what the settings say.
+
+    ``speed`` is None for as fast as possible, else a multiple of the speed at which the ticks once came.
+    """
+
+    files: Sequence[pathlib.Path]
+    out: pathlib.Path
+    config: pathlib.Path | None = None
+    speed: float | None = None
+    file_format: str = "auto"
+    time_unit: str | None = None
+    symbol_field: str | None = None
+    time_field: str | None = None
+    value_field: str | None = None
+    symbol: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    max_symbols: int | None = None
+    quantiles: bool = False
+    report: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySummary:
+    """How a replay went. ``start_s`` is the time to compile and start, ``run_s`` that of the ticks."""
+
+    exit_code: ExitCode
+    stats: PipelineStats
+    start_s: float
+    run_s: float = 0.0
+    device: str = ""
+    problems: Sequence[InputProblem] = ()
+
+    @property
+    def ticks_per_s(self) -> float:
+        """Records answered per second, start-up aside."""
+        return self.stats.records / self.run_s if self.run_s > 0.0 else 0.0
+
+
+PredictorFactory = Callable[[Settings, ReplayOptions], AbstractAsyncContextManager[tuple[Predictor, str]]]
+
+
+@contextlib.asynccontextmanager
+async def started_worker(settings: Settings, options: ReplayOptions) -> AsyncIterator[tuple[Predictor, str]]:
+    """The worker that owns the device, compiled and ready, and its device in words."""
+    compute = settings.compute
+    worker = Worker(
+        predictor_config(settings),
+        device=options.device or compute.device,
+        precision=options.precision or compute.precision,
+        max_symbols=options.max_symbols or compute.max_symbols,
+    )
+    try:
+        report = await worker.start()
+        yield worker, str(report.device)
+    finally:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(worker.close(), _CLOSE_TIMEOUT_S)
+
+
+async def replay(
+    options: ReplayOptions,
+    out: Console,
+    err: Console,
+    *,
+    predictor_factory: PredictorFactory = started_worker,
+) -> ReplaySummary:
+    """Replay files through the pipeline and print how it went: the summary on ``out``, everything else on ``err``.
+
+    Raises ``ConfigError`` and ``InputError`` before anything is started; afterwards ``TransportError`` and the errors
+    of :mod:`usp_daemon.compute`, in an exception group. The first SIGINT or SIGTERM ends the intake and lets what was
+    taken in be answered; the second abandons that as well.
+    """
+    settings = load_settings(options.config)
+    tick_format = _tick_format(settings, options)
+    files = _inspected(options, tick_format)
+    for file in files:
+        _warn_about_unit(file, tick_format.time_unit, err)
+    # Files that name no symbols hold one series each, so nothing has to be in order between them.
+    apart = (
+        options.speed is None and options.symbol is None and len({file.default_symbol for file in files}) == len(files)
+    )
+    source = FileSource(
+        files,
+        max_record_bytes=tick_format.max_record_bytes,
+        side_by_side=apart and all(file.layout is not None and file.layout.symbol_column is None for file in files),
+    )
+    begun = time.perf_counter()
+    with _Interruption(err) as interruption:
+        async with contextlib.AsyncExitStack() as stack:
+            if err.is_terminal:
+                err.print("preparing the predictor (its programs are compiled once and kept for later runs) ...")
+            predictor_started = stack.enter_async_context(predictor_factory(settings, options))
+            entered = await interruption.unless_interrupted(predictor_started)
+            start_s = time.perf_counter() - begun
+            if entered is None:
+                err.print("interrupted before the first tick; nothing was written")
+                return ReplaySummary(exit_code=ExitCode.INTERRUPTED, stats=PipelineStats(), start_s=start_s)
+            predictor, device = entered
+            begun = time.perf_counter()
+            sink = JsonLinesSink(options.out)
+            pipeline = Pipeline(
+                source=source,
+                sink=sink,
+                predictor=predictor,
+                decoder=TickDecoder(tick_format),
+                encoder=ResultEncoder(config_hash=settings.content_hash(), include_quantiles=options.quantiles),
+                key_fn=StateKey,
+                queue_batches=max(4, min(len(files), 64)),
+                refine_fn=TimeUnitGuard(),
+                pacer=None if options.speed is None else Pacer(options.speed),
+            )
+            with interruption.calling(pipeline.stop):
+                async with source, sink, _progress(source, pipeline.stats, err):
+                    await interruption.unless_interrupted_twice(pipeline.run())
+            run_s = time.perf_counter() - begun
+    problems = tuple(source.problems)
+    for problem in problems:
+        err.print(Text(f"error: {problem.path}: {problem.message}", style="red"))
+    code = ExitCode.INTERRUPTED if interruption.happened else ExitCode.INPUT if problems else ExitCode.OK
+    summary = ReplaySummary(
+        exit_code=code, stats=pipeline.stats, start_s=start_s, run_s=run_s, device=device, problems=problems
+    )
+    _print_summary(summary, options.out, out)
+    if options.report:
+        _report(summary, options.out, "Replay report", {}, out)
+    return summary
+
+
+async def demo(
+    out_directory: pathlib.Path, out: Console, err: Console, *, predictor_factory: PredictorFactory = started_worker
+) -> ReplaySummary:
+    """Replay the bundled series, print a table of scores and write the report; see :func:`replay`."""
+    options = ReplayOptions(files=demo_files(), out=out_directory, time_unit=DEMO_TIME_UNIT)
+    summary = await replay(options, out, err, predictor_factory=predictor_factory)
+    if summary.stats.predictions:
+        notes = {series.symbol: series.description for series in DEMO_SERIES}
+        scores = _report(summary, out_directory, "usp-daemon: demonstration on real series", notes, out)
+        out.print(_score_table(scores, summary))
+    return summary
+
+
+class _Interruption:
+    """Turns SIGINT and SIGTERM into a flag while it is entered; the handlers of before are back afterwards."""
+
+    def __init__(self, err: Console) -> None:
+        self._err = err
+        self._first = asyncio.Event()
+        self._second = asyncio.Event()
+        self._stop_fn: Callable[[], None] | None = None
+
+    @property
+    def happened(self) -> bool:
+        """Whether a signal came."""
+        return self._first.is_set()
+
+    def __enter__(self) -> "_Interruption":
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._first.is_set():
+            self._second.set()
+            return
+        self._first.set()
+        self._err.print("interrupted: finishing what has been read (once more to abandon it)")
+        if self._stop_fn is not None:
+            self._stop_fn()
+
+    @contextlib.contextmanager
+    def calling(self, stop_fn: Callable[[], None]) -> Iterator[None]:
+        """Have the first signal call ``stop_fn``, at once if it has already come."""
+        self._stop_fn = stop_fn
+        if self.happened:
+            stop_fn()
+        try:
+            yield
+        finally:
+            self._stop_fn = None
+
+    async def unless_interrupted(self, coroutine: Coroutine[Any, Any, _T]) -> _T | None:
+        """What ``coroutine`` returns, or None, with the coroutine cancelled, when a signal comes first."""
+        return await _first_of(coroutine, self._first, name="app.start")
+
+    async def unless_interrupted_twice(self, coroutine: Coroutine[Any, Any, _T]) -> _T | None:
+        """The same, for the second signal."""
+        return await _first_of(coroutine, self._second, name="app.run")
+
+
+async def _first_of(coroutine: Coroutine[Any, Any, _T], event: asyncio.Event, *, name: str) -> _T | None:
+    task = asyncio.create_task(coroutine, name=name)
+    signalled = asyncio.create_task(event.wait(), name=f"{name}.signal")
+    try:
+        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return None
+    finally:
+        task.cancel()
+        signalled.cancel()
+
+
+def _tick_format(settings: Settings, options: ReplayOptions) -> TickFormat:
+    wire = settings.wire
+    return TickFormat(
+        symbol_field=options.symbol_field or wire.symbol_field,
+        time_field=options.time_field or wire.time_field,
+        value_field=options.value_field or wire.value_field,
+        time_unit=TimeUnit(options.time_unit or wire.time_unit),
+        max_record_bytes=wire.max_record_bytes,
+        max_symbol_length=wire.max_symbol_length,
+    )
+
+
+def _inspected(options: ReplayOptions, tick_format: TickFormat) -> list[InputFile]:
+    """A first look at every file, so that one message names all that are wrong."""
+    files, errors = [], []
+    for path in options.files:
+        try:
+            files.append(inspect_file(path, tick_format, file_format=options.file_format, symbol=options.symbol))
+        except InputError as error:
+            errors.append(str(error))
+    if errors:
+        raise InputError("\n".join(errors))
+    return files
+
+
+def _warn_about_unit(file: InputFile, unit: TimeUnit, err: Console) -> None:
+    """Say so when the first time in a file is a date in another unit than the one in force."""
+    if file.first_time is None:
+        return
+    try:
+        number = float(file.first_time)
+    except ValueError:
+        if unit is not TimeUnit.ISO8601:
+            text = f"{file.path}: times such as {file.first_time!r} are no numbers; is it --time-unit iso8601?"
+            err.print(Text(f"warning: {text}", style="yellow"))
+        return
+    likely = plausible_unit(number)
+    if likely is not None and likely is not unit:
+        text = f"{file.path}: times such as {file.first_time} look like {likely.value}, not {unit.value} (--time-unit)"
+        err.print(Text(f"warning: {text}", style="yellow"))
+
+
+@contextlib.asynccontextmanager
+async def _progress(source: FileSource, stats: PipelineStats, err: Console) -> AsyncIterator[None]:
+    """A progress bar by bytes read while the body runs; nothing when ``err`` is no terminal."""
+    if not err.is_terminal:
+        yield
+        return
+    columns = (
+        TextColumn("{task.percentage:>3.0f}%"),
+        BarColumn(),
+        TextColumn("{task.fields[ticks]} ticks, {task.fields[rate]}/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        bar = progress.add_task("replay", total=max(source.bytes_total, 1), ticks="0", rate="0")
+        begun = time.perf_counter()
+
+        async def follow() -> None:
+            while True:
+                done = stats.predictions + stats.dead_letters
+                rate = done / max(time.perf_counter() - begun, 1e-9)
+                progress.update(bar, completed=source.bytes_read, ticks=f"{done:,}", rate=f"{rate:,.0f}")
+                await asyncio.sleep(_PROGRESS_INTERVAL_S)
+
+        follower = asyncio.create_task(follow(), name="app.progress")
+        try:
+            yield
+        finally:
+            follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follower
+
+
+def _print_summary(summary: ReplaySummary, directory: pathlib.Path, out: Console) -> None:
+    stats = summary.stats
+    out.print(
+        f"{stats.records:,} records of {len(stats.symbols):,} symbols in {summary.run_s:.1f} s: "
+        f"{summary.ticks_per_s:,.0f} ticks/s on {summary.device} (ready after {summary.start_s:.1f} s)",
+        highlight=False,
+        markup=False,
+    )
+    for count, name in zip((stats.predictions, stats.alarms, stats.dead_letters), OUTPUT_FILES, strict=True):
+        out.print(f"  {count:>12,}  {directory / name}", highlight=False, markup=False, soft_wrap=True)
+    if stats.rejected:
+        out.print(f"  {stats.rejected:,} ticks were refused by the gate and answered with the standing forecast")
+    for reason, count in sorted(stats.dead_letters_by_reason.items()):
+        out.print(f"  {count:,} dead letters: {reason}", highlight=False)
+
+
+def _report(
+    summary: ReplaySummary, directory: pathlib.Path, title: str, notes: dict[str, str], out: Console
+) -> list[SymbolScore]:
+    predictions, alarms = directory / PREDICTIONS_FILE, directory / ALARMS_FILE
+    scores = score_predictions(predictions, alarms)
+    stats = summary.stats
+    facts = [
+        ("ticks", f"{stats.predictions:,}"),
+        ("symbols", f"{len(stats.symbols):,}"),
+        ("alarms", f"{stats.alarms:,}"),
+        ("dead letters", f"{stats.dead_letters:,}"),
+        ("ticks a second", f"{summary.ticks_per_s:,.0f}"),
+        ("", summary.device),
+    ]
+    path = directory / REPORT_FILE
+    write_report(path, predictions=predictions, alarms=alarms, title=title, facts=facts, notes=notes, scores=scores)
+    out.print(f"  report: {path}", highlight=False, markup=False, soft_wrap=True)
+    return scores
+
+
+def _score_table(scores: Sequence[SymbolScore], summary: ReplaySummary) -> Table:
+    caption = (
+        f"MAE after a burn-in of max(200, n/10) ticks; last value = the forecast that nothing changes. "
+        f"{summary.ticks_per_s:,.0f} ticks/s over all symbols together."
+    )
+    table = Table(caption=caption)
+    table.add_column("symbol")
+    for heading in ("ticks", "MAE", "MAE / last value", "within 80 %", "within 95 %", "alarms", "ticks/s"):
+        table.add_column(heading, justify="right")
+    for score in scores:
+        # Symbols are stepped together, so a symbol's own rate is its share of the whole run.
+        rate = score.num_ticks / summary.run_s if summary.run_s > 0.0 else 0.0
+        table.add_row(
+            Text(score.symbol),
+            f"{score.num_ticks:,}",
+            _shown(score.mae, ".5g"),
+            _shown(score.relative_mae, ".3f"),
+            _shown(score.coverage_80, ".1%"),
+            _shown(score.coverage_95, ".1%"),
+            str(score.num_alarms),
+            f"{rate:,.0f}",
+        )
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

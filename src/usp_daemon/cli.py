@@ -1,0 +1,243 @@
+"""The command line: parses, delegates, and turns what happened into an exit code.
+
+Imports inside functions have a reason: ``--help``, ``version`` and ``check-config`` answer without waiting for the
+numerical libraries.
+"""
+
+import argparse
+import asyncio
+import importlib.metadata
+import math
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import usp_daemon
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from usp_daemon.app import ReplaySummary
+
+# The same as usp_daemon.app.ExitCode, whose import would bring the numerical libraries with it.
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+_EXIT_CODES = """exit codes:
+  0    all input was read and answered (dead letters included)
+  1    something broke while running: the device, the disk, a defect
+  2    wrong usage or configuration, or the device asked for is not there
+  3    an input file is unusable, or broke off; what could be read was answered
+  130  interrupted (SIGINT or SIGTERM); what was done until then is in the output
+"""
+_PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "aiokafka", "optuna")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="usp-daemon",
+        description="Online probabilistic forecasts and regime alarms for streams of many symbols.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="warning", help="(warning)"
+    )
+    parser.add_argument("--log-json", action="store_true", help="log lines as JSON")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    demo = command("demo", "Replay the bundled real series; print a table of scores and write an HTML report.")
+    demo.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/demo"), metavar="DIR", help="(out/demo)")
+    demo.add_argument("--open", action="store_true", help="show the report in a browser at the end")
+
+    replay = command("replay", "Stream CSV or JSON Lines files through the predictor.")
+    replay.add_argument(
+        "files", nargs="+", type=pathlib.Path, metavar="FILE", help="CSV with a header, or JSON Lines; gzip is fine"
+    )
+    replay.add_argument(
+        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
+    )
+    replay.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("out"), metavar="DIR", help="where results go (out)"
+    )
+    replay.add_argument(
+        "--speed",
+        type=_speed,
+        default=None,
+        metavar="N|max",
+        help="multiple of the original pace; max (default)",
+    )
+    replay.add_argument(
+        "--format", choices=("auto", "csv", "jsonl"), default="auto", help="(auto: by suffix, else by content)"
+    )
+    replay.add_argument(
+        "--time-unit", choices=("ns", "us", "ms", "s", "iso8601"), help="how times are written (settings: ns)"
+    )
+    replay.add_argument("--symbol-field", type=_name, metavar="NAME", help="column or member with the symbol (symbol)")
+    replay.add_argument("--time-field", type=_name, metavar="NAME", help="column or member with the time (ts)")
+    replay.add_argument("--value-field", type=_name, metavar="NAME", help="column or member with the value (value)")
+    replay.add_argument("--symbol", type=_name, metavar="NAME", help="symbol of records without one (the file's stem)")
+    replay.add_argument("--device", metavar="DEVICE", help="auto, cpu or cuda:N (settings: auto)")
+    replay.add_argument("--precision", choices=("auto", "float32", "float64"), help="(settings: auto)")
+    replay.add_argument("--max-symbols", type=_positive, metavar="N", help="symbols admitted; others are dead letters")
+    replay.add_argument("--quantiles", action="store_true", help="add the quantile grid to every prediction")
+    replay.add_argument("--report", action="store_true", help="also write report.html")
+
+    check = command("check-config", "Say whether a configuration is right, or everything that is wrong with it.")
+    check.add_argument(
+        "config", nargs="?", type=pathlib.Path, metavar="FILE", help="(config/config.toml if it is there)"
+    )
+
+    command("version", "Print the versions of usp-daemon and of what it computes with.")
+    return parser
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Wrong usage raises ``SystemExit(2)``, as argparse does."""
+    parsed = build_parser().parse_args(arguments)
+    if parsed.command == "version":
+        return _version()
+    if parsed.command == "check-config":
+        return _check_config(parsed.config)
+    return _run(parsed)
+
+
+def main() -> None:
+    """The console script: leaves at once even when a thread is still busy (a compilation cannot be interrupted)."""
+    code = run_command()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
+
+
+def _version() -> int:
+    print(f"usp-daemon {usp_daemon.__version__}")
+    print(f"python {sys.version.split()[0]}")
+    for package in _PACKAGES:
+        try:
+            print(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package} is missing")
+    return EXIT_OK
+
+
+def _check_config(path: pathlib.Path | None) -> int:
+    from usp_daemon.config import check_config
+
+    report = check_config(path)
+    print(report, file=sys.stdout if report.is_ok else sys.stderr)
+    return EXIT_OK if report.is_ok else EXIT_USAGE
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from usp_daemon.compute import ComputeError, DeviceUnavailableError
+    from usp_daemon.config import ConfigError
+    from usp_daemon.telemetry import configure_logging, get_logger
+    from usp_daemon.transport import InputError
+    from usp_daemon.wire import TransportError
+
+    configure_logging(parsed.log_level, as_json=parsed.log_json)
+    out, err = Console(soft_wrap=not sys.stdout.isatty()), Console(stderr=True)
+
+    def fail(error: object, code: int) -> int:
+        err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        return code
+
+    try:
+        summary = asyncio.run(_command(parsed, out, err))
+    except* ConfigError as group:
+        return_code = fail(_only(group), EXIT_USAGE)
+    except* DeviceUnavailableError as group:
+        return_code = fail(_only(group), EXIT_USAGE)
+    except* InputError as group:
+        return_code = fail(_only(group), EXIT_INPUT)
+    except* (TransportError, ComputeError) as group:
+        return_code = fail(_only(group), EXIT_FAILURE)
+    except* KeyboardInterrupt:
+        return_code = EXIT_INTERRUPTED
+    except* Exception as group:
+        # The one broad handler: whatever comes here is a defect, and its traceback is what is needed to mend it.
+        get_logger(__name__).error("command_failed", command=parsed.command, exc_info=group)
+        return_code = fail(_only(group), EXIT_FAILURE)
+    else:
+        return_code = int(summary.exit_code)
+        if parsed.command == "demo" and parsed.open and summary.stats.predictions:
+            _open_report(parsed.out)
+    return return_code
+
+
+async def _command(parsed: argparse.Namespace, out: "Console", err: "Console") -> "ReplaySummary":
+    from usp_daemon import app
+
+    if parsed.command == "demo":
+        return await app.demo(parsed.out, out, err)
+    options = app.ReplayOptions(
+        files=parsed.files,
+        out=parsed.out,
+        config=parsed.config,
+        speed=parsed.speed,
+        file_format=parsed.format,
+        time_unit=parsed.time_unit,
+        symbol_field=parsed.symbol_field,
+        time_field=parsed.time_field,
+        value_field=parsed.value_field,
+        symbol=parsed.symbol,
+        device=parsed.device,
+        precision=parsed.precision,
+        max_symbols=parsed.max_symbols,
+        quantiles=parsed.quantiles,
+        report=parsed.report,
+    )
+    return await app.replay(options, out, err)
+
+
+def _open_report(directory: pathlib.Path) -> None:
+    import webbrowser
+
+    webbrowser.open((directory / "report.html").resolve().as_uri())
+
+
+def _only(group: BaseExceptionGroup) -> BaseException:
+    """The first single exception in a group; a failed stage takes the others with it, so there is rarely a second."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    speed = float(text)
+    if not (speed > 0.0 and math.isfinite(speed)):
+        raise argparse.ArgumentTypeError(f"expected a positive number or max, got {text}")
+    return speed
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return number
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a name")
+    return text
+
+
+if __name__ == "__main__":
+    main()
