@@ -35,7 +35,7 @@ from ._interface import KernelObservation, RefreshContext
 _Vector = Float[Array, " dim"]
 
 DIMENSION = 3  # clock, lead, lead minus lag
-CLOCK_RATIO = 0.6  # how much a tick of age shrinks a clock increment
+CLOCK_RATIO = 0.85  # how much a tick of age shrinks a clock increment
 LEVEL_KNEE = 2.0  # the basepoint is linear in the level below this many path units, and saturates beyond
 FEATURE_BOUND = 8.0  # a feature may not exceed this many times what it is on a random walk
 
