@@ -13,10 +13,10 @@ EXTRAPOLATION_FACTOR = 20.0
 
 def resolve_thresholds(
     *,
-    cusum_k: float,
-    mean_ticks_between_false: float,
-    reference_fit_ticks: float,
-    cusum_h: float | None = None,
+    cusum_k: float | int,
+    mean_ticks_between_false: float | int,
+    reference_fit_ticks: float | int,
+    cusum_h: float | int | None = None,
 ) -> dict[str, float]:
     """Base threshold of the level statistic and the other statistics' thresholds relative to it.
 
@@ -66,7 +66,7 @@ def _between(values: np.ndarray, knots: np.ndarray, at: float) -> np.ndarray:
     return (1.0 - share) * values[lower] + share * values[lower + 1]
 
 
-def _along_mean(values: np.ndarray, mean_ticks: float) -> np.ndarray:
+def _along_mean(values: np.ndarray, mean_ticks: float | int) -> np.ndarray:
     """Linear in the logarithm of the interval, continued with the end slopes up to ``EXTRAPOLATION_FACTOR`` beyond."""
     knots = np.log(MEAN_TICKS)
     spare = math.log(EXTRAPOLATION_FACTOR)
