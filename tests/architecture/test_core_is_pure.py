@@ -11,7 +11,7 @@ NUMERICAL = {"diffrax", "equinox", "jax", "jaxtyping", "lineax", "numpy", "optim
 # importlib reads the shipped weights of the networks, once, at import
 STANDARD = {
     "__future__", "abc", "collections", "dataclasses", "enum", "functools", "importlib", "io", "itertools", "math",
-    "operator", "struct", "typing", "types",
+    "operator", "statistics", "struct", "typing", "types",
 }  # fmt: skip
 
 CORE = Path(usp_daemon.__file__).parent / "core"
