@@ -1,0 +1,226 @@
+"""The device programs: compiled ahead of time, one of each kind, and counted.
+
+| program      | arguments                                     | what it does                                     |
+|--------------|-----------------------------------------------|--------------------------------------------------|
+| `initialize` | parameters                                    | a tile of pristine lanes                         |
+| `advance`    | tile (donated), one tick per lane, parameters | the fast step; lanes without a tick keep all bits |
+| `refresh`    | small tile (donated), parameters              | the heavy and rare step                          |
+| `move`       | tile (donated), tile, lane numbers            | copies lanes from the second into the first      |
+
+Only `advance` and `refresh` compute, each at one width, so that a symbol's numbers cannot depend on where it was computed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from usp_daemon.core import ProcessState
+
+from ._device import DeviceChoice
+from ._packing import Packing, plan_packing
+
+# Eigen's thread pool may split a product differently on a machine with more cores; the other one names the same hazard.
+_COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
+    "cpu": {"xla_cpu_multi_thread_eigen": False},
+    "gpu": {"xla_gpu_deterministic_ops": True},
+}
+
+REFRESH_DUE = "refresh_due"
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """The mathematics that an engine runs, as functions of one symbol.
+
+    ``initialize(config, dtype)`` gives a state, ``advance(state, observation, config)`` the next state and a result,
+    ``refresh(state, config)`` the state after heavy work, ``columns(result)`` the arrays to publish by name; among them
+    the flag ``refresh_due``, which says that ``refresh`` must run before this symbol's next tick.
+    """
+
+    initialize: Callable[[Any, Any], Any]
+    advance: Callable[[Any, ProcessState, Any], tuple[Any, Any]]
+    refresh: Callable[[Any, Any], Any]
+    columns: Callable[[Any], Mapping[str, Any]]
+
+
+def core_program() -> StepProgram:
+    """The predictor itself; every field of its prediction is a column."""
+    from usp_daemon import core
+
+    return StepProgram(
+        initialize=lambda config, dtype: core.initialize_state(config, dtype=dtype),
+        advance=core.advance,
+        refresh=core.refresh,
+        columns=prediction_columns,
+    )
+
+
+def prediction_columns(result: Any) -> Mapping[str, Any]:
+    """All fields of ``result.prediction`` by name."""
+    prediction = result.prediction
+    return {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
+
+
+@dataclass(frozen=True)
+class ProgramIdentity:
+    """All that must agree for two runs to give the same bits."""
+
+    program_hash: str
+    jax_version: str
+    device_kind: str
+    instruction_set: str
+    precision: str
+    tile_width: int
+    refresh_width: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain fields, for a snapshot's header."""
+        return dataclasses.asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every field."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TilePrograms:
+    """The executables of one engine with the layouts of what they take and return."""
+
+    initialize: Callable[..., Any]
+    advance: Callable[..., Any]
+    refresh: Callable[..., Any]
+    gather: Callable[..., Any]  # move: tile -> tile
+    gather_refresh: Callable[..., Any]  # move: tile -> refresh tile
+    scatter_refresh: Callable[..., Any]  # move: refresh tile -> tile
+    state_packing: Packing
+    column_packing: Packing
+    config_packing: Packing
+    identity: ProgramIdentity
+    num_compilations: int
+    compile_seconds: float
+
+
+def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) -> TilePrograms:
+    """Traces and compiles everything an engine will ever run, for ``config``'s structure on ``choice``'s device."""
+    width, refresh_width, dtype = choice.tile_width, choice.refresh_width, choice.dtype
+    sharding = jax.sharding.SingleDeviceSharding(choice.device)
+
+    def on_device(shape: tuple[int, ...], kind: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+
+    config_packing = plan_packing(config, small_leaf_elements=None)
+    config_spec = tuple(on_device(array.shape, array.dtype) for array in pack_parameters(config_packing, config))
+
+    def parameters(vectors: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[0], config_packing.unpack(vectors))
+
+    lane = jax.eval_shape(lambda vectors: program.initialize(parameters(vectors), dtype), config_spec)
+    state_packing = plan_packing(lane)
+
+    def initialize(vectors: Any) -> Any:
+        state = program.initialize(parameters(vectors), dtype)
+        return state_packing.pack(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (width, *leaf.shape)), state))
+
+    scalar = jax.ShapeDtypeStruct((), dtype)
+    stamp = jax.ShapeDtypeStruct((), jnp.int64)
+
+    def advance_lane(state: Any, observation: ProcessState, config: Any) -> tuple[Any, Any]:
+        state, result = program.advance(state, observation, config)
+        return state, dict(program.columns(result))
+
+    columns = jax.eval_shape(
+        lambda state, tick, vectors: advance_lane(state, tick, parameters(vectors))[1],
+        lane,
+        ProcessState(scalar, scalar, stamp, stamp),
+        config_spec,
+    )
+    column_packing = plan_packing(columns, small_leaf_elements=None)
+
+    def advance(arrays: Any, values: Any, whole: Any, vectors: Any) -> tuple[Any, Any]:
+        tick = ProcessState(values, values, whole[0], whole[1])
+        has_tick = whole[2] != 0
+        state, result = jax.vmap(advance_lane, in_axes=(0, 0, None))(
+            state_packing.unpack(arrays), tick, parameters(vectors)
+        )
+        # Lanes without a tick went through the same arithmetic; what came out of it is dropped here.
+        kept = tuple(
+            jnp.where(has_tick.reshape((width,) + (1,) * (old.ndim - 1)), new, old)
+            for new, old in zip(state_packing.pack(state), arrays, strict=True)
+        )
+        return kept, column_packing.pack(result)
+
+    def refresh(arrays: Any, vectors: Any) -> Any:
+        state = jax.vmap(program.refresh, in_axes=(0, None))(state_packing.unpack(arrays), parameters(vectors))
+        return state_packing.pack(state)
+
+    def move(target: Any, source: Any, lanes: Any) -> Any:
+        count, capacity = lanes[0], (lanes.shape[0] - 1) // 2
+
+        def copy_one(i: Any, arrays: Any) -> Any:
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(
+                    into, jax.lax.dynamic_slice_in_dim(outof, lanes[1 + i], 1), lanes[1 + capacity + i], 0
+                )
+                for into, outof in zip(arrays, source, strict=True)
+            )
+
+        return jax.lax.fori_loop(jnp.zeros_like(count), count, copy_one, target)
+
+    tile = tuple(on_device(a.shape, a.dtype) for a in jax.eval_shape(initialize, config_spec))
+    small_tile = tuple(on_device((refresh_width, *a.shape[1:]), a.dtype) for a in tile)
+    options = _COMPILER_OPTIONS.get(choice.kind, {})
+    texts: list[str] = []
+    started = time.perf_counter()
+
+    def compiled(function: Callable[..., Any], *specs: Any, donate: bool = True) -> Callable[..., Any]:
+        lowered = jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=sharding).lower(*specs)
+        texts.append(lowered.as_text())
+        return lowered.compile(compiler_options=dict(options))
+
+    def lane_numbers(*widths: int) -> jax.ShapeDtypeStruct:
+        return on_device((1 + 2 * min(widths),), jnp.int32)
+
+    ticks = on_device((width,), dtype), on_device((3, width), jnp.int64)
+    programs = (
+        compiled(initialize, config_spec, donate=False),
+        compiled(advance, tile, *ticks, config_spec),
+        compiled(refresh, small_tile, config_spec),
+        compiled(move, tile, tile, lane_numbers(width)),
+        compiled(move, small_tile, tile, lane_numbers(width, refresh_width)),
+        compiled(move, tile, small_tile, lane_numbers(width, refresh_width)),
+    )
+    identity = ProgramIdentity(
+        program_hash=hashlib.sha256("\0".join([*texts[:3], repr(sorted(options.items()))]).encode()).hexdigest(),
+        jax_version=jax.__version__,
+        device_kind=choice.name,
+        instruction_set=choice.instruction_set,
+        precision=choice.precision,
+        tile_width=width,
+        refresh_width=refresh_width,
+    )
+    return TilePrograms(
+        *programs,
+        state_packing=state_packing,
+        column_packing=column_packing,
+        config_packing=config_packing,
+        identity=identity,
+        num_compilations=len(texts),
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def pack_parameters(packing: Packing, config: Any) -> tuple[np.ndarray, ...]:
+    """``config``'s leaves as one host vector per dtype (each with a leading axis of one)."""
+    parts: list[list[np.ndarray]] = [[] for _ in range(packing.num_arrays)]
+    for leaf, value in zip(packing.leaves, jax.tree.leaves(config), strict=True):
+        parts[leaf.array].append(np.asarray(value, dtype=leaf.dtype).reshape(1, -1))
+    return tuple(np.concatenate(part, axis=1) for part in parts)
