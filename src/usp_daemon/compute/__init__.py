@@ -1,0 +1,47 @@
+"""The predictor on its device: many symbols in pages, one compiled step, one thread that owns it."""
+
+from ._cache import default_cache_directory, enable_compilation_cache
+from ._device import DeviceBackend, DeviceChoice, JaxBackend, choose_device
+from ._engine import BatchResult, Engine, PartitionStates, StateKey
+from ._errors import (
+    CapacityError,
+    ComputeError,
+    DeviceUnavailableError,
+    EngineFailedError,
+    PartitionInUseError,
+    StateFormatError,
+    StructuralChangeError,
+    WorkerStoppedError,
+    WrongThreadError,
+)
+from ._program import ProgramIdentity, StepProgram, core_program
+from ._settings import predictor_config
+from ._worker import StartReport, Worker
+
+__all__ = [
+    "BatchResult",
+    "CapacityError",
+    "ComputeError",
+    "DeviceBackend",
+    "DeviceChoice",
+    "DeviceUnavailableError",
+    "Engine",
+    "EngineFailedError",
+    "JaxBackend",
+    "PartitionInUseError",
+    "PartitionStates",
+    "ProgramIdentity",
+    "StartReport",
+    "StateFormatError",
+    "StateKey",
+    "StepProgram",
+    "StructuralChangeError",
+    "Worker",
+    "WorkerStoppedError",
+    "WrongThreadError",
+    "choose_device",
+    "core_program",
+    "default_cache_directory",
+    "enable_compilation_cache",
+    "predictor_config",
+]

@@ -1,0 +1,229 @@
+"""The one thread that owns the device, as seen from an event loop.
+
+    event loop                          worker thread
+    start()   ----------------------->  builds the engine, compiles
+    step(...) --> bounded queue ----->  one request after the other, in order
+              <-- future <------------  result or exception
+    close()   --> last in the queue ->  ends
+
+Whoever waits always gets an answer: the result, the exception, or :class:`WorkerStoppedError` if the thread is gone.
+"""
+
+import asyncio
+import functools
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ._cache import enable_compilation_cache
+from ._device import DeviceBackend, choose_device
+from ._engine import BatchResult, Engine, PartitionStates, StateKey
+from ._errors import WorkerStoppedError
+from ._program import ProgramIdentity, StepProgram
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What the worker got at its start: the device in words, how long compilation took, and what must be equal for
+    another run to give the same bits.
+    """
+
+    device: str
+    compile_seconds: float
+    num_compilations: int
+    bytes_per_symbol: int
+    cache_directory: Path | None
+    identity: ProgramIdentity
+
+
+@dataclass(frozen=True)
+class _Request:
+    function: Callable[[Engine], Any]
+    future: "Future[Any]"
+
+
+class Worker:
+    """Runs an :class:`Engine` in its own thread; every method is to be awaited on one event loop."""
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tile_width: int | None = None,
+        refresh_width: int | None = None,
+        max_symbols: int = 100_000,
+        max_pending: int = 4,
+        cache_directory: Path | None = None,
+        program: StepProgram | None = None,
+        backend: DeviceBackend | None = None,
+        engine_factory: Callable[..., Engine] = Engine,
+    ) -> None:
+        """Stores what to build; nothing happens before :meth:`start`.
+
+        ``device``, ``precision`` and the widths are as in :func:`choose_device`, ``max_symbols`` and ``program`` as in
+        :class:`Engine`. ``max_pending`` (at least 1) requests may wait in the queue; further ones wait in their caller.
+        ``cache_directory`` is where compiled programs are kept, by default the user's cache folder.
+        """
+        if max_pending < 1:
+            raise ValueError(f"max_pending must be at least 1, got {max_pending}")
+        self._config = config
+        self._choose = functools.partial(choose_device, device, precision, tile_width, refresh_width, backend)
+        self._build = functools.partial(engine_factory, max_symbols=max_symbols, program=program)
+        self._cache_directory = cache_directory
+        self._requests: queue.Queue[_Request | None] = queue.Queue()
+        # Bounds the queue from the side of the callers, who can wait without blocking the event loop.
+        self._places = asyncio.Semaphore(max_pending)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._accepts = False
+        self._cause: BaseException | None = None
+        self._ended: Future[None] = Future()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is running and takes requests."""
+        return self._accepts
+
+    async def start(self) -> StartReport:
+        """Starts the thread, which picks the device and compiles; returns what it got.
+
+        Raises :class:`DeviceUnavailableError` if the device is not there, ``ValueError`` for settings that make no sense,
+        ``RuntimeError`` if called twice.
+        """
+        if self._thread is not None:
+            raise RuntimeError("a worker can be started once; build another one")
+        started: Future[StartReport] = Future()
+        self._accepts = True
+        self._thread = threading.Thread(target=self._main, args=(started,), name="usp-device", daemon=True)
+        self._thread.start()
+        return await asyncio.wrap_future(started)
+
+    async def step(
+        self, keys: Sequence[StateKey], values: Any, timestamps_ns: Any, record_timestamps_ns: Any
+    ) -> BatchResult:
+        """:meth:`Engine.step` in the worker thread. The arrays must not be changed until it returns."""
+        return await self._submit(lambda engine: engine.step(keys, values, timestamps_ns, record_timestamps_ns))
+
+    async def set_parameters(self, config: Any) -> None:
+        """:meth:`Engine.set_parameters`, effective for every step asked for after this call."""
+        await self._submit(lambda engine: engine.set_parameters(config))
+
+    async def export_states(self, topic: str, partition: int) -> PartitionStates:
+        """:meth:`Engine.export_states`."""
+        return await self._submit(lambda engine: engine.export_states(topic, partition))
+
+    async def import_states(self, topic: str, partition: int, states: PartitionStates) -> None:
+        """:meth:`Engine.import_states`."""
+        await self._submit(lambda engine: engine.import_states(topic, partition, states))
+
+    async def release(self, topic: str, partition: int) -> int:
+        """:meth:`Engine.release`."""
+        return await self._submit(lambda engine: engine.release(topic, partition))
+
+    async def close(self) -> None:
+        """Lets what was asked for finish, then ends the thread. May be called again, and before :meth:`start`.
+
+        Cancelling it (a time limit) leaves the thread to end on its own; it cannot keep the process alive.
+        """
+        with self._lock:
+            if self._accepts:
+                self._accepts = False
+                self._requests.put(None)
+        if self._thread is not None:
+            await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    async def _submit(self, function: Callable[[Engine], _T]) -> _T:
+        async with self._places:
+            request = _Request(function, Future())
+            with self._lock:
+                if not self._accepts:
+                    raise self._stopped()
+                self._requests.put(request)
+            return await asyncio.wrap_future(request.future)
+
+    def _stopped(self) -> WorkerStoppedError:
+        if self._thread is None:
+            return WorkerStoppedError("the worker was not started")
+        if self._cause is None:
+            return WorkerStoppedError("the worker is closed")
+        error = WorkerStoppedError(f"the worker's thread died: {self._cause!r}")
+        error.__cause__ = self._cause
+        return error
+
+    # In the worker thread
+
+    def _main(self, started: "Future[StartReport]") -> None:
+        try:
+            engine = self._start_engine(started)
+            if engine is not None:
+                self._serve(engine)
+        except BaseException as error:  # the thread's last words: those who wait must hear of it
+            self._cause = error
+        finally:
+            self._end()
+
+    def _start_engine(self, started: "Future[StartReport]") -> Engine | None:
+        try:
+            choice = self._choose()
+            folder = enable_compilation_cache(choice, self._cache_directory)
+            engine = self._build(self._config, choice)
+            report = StartReport(
+                device=choice.describe(),
+                compile_seconds=engine.compile_seconds,
+                num_compilations=engine.num_compilations,
+                bytes_per_symbol=engine.bytes_per_symbol,
+                cache_directory=folder,
+                identity=engine.program_identity(),
+            )
+        except BaseException as error:
+            self._cause = error
+            _answer(started, error=error)
+            return None
+        _answer(started, result=report)
+        return engine
+
+    def _serve(self, engine: Engine) -> None:
+        while (request := self._requests.get()) is not None:
+            if not request.future.set_running_or_notify_cancel():
+                continue  # given up before it began, so it must not happen either
+            try:
+                result = request.function(engine)
+            except Exception as error:
+                _answer(request.future, error=error)
+            except BaseException as error:
+                _answer(request.future, error=error)
+                raise
+            else:
+                _answer(request.future, result=result)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._accepts = False
+        while True:
+            try:
+                request = self._requests.get_nowait()
+            except queue.Empty:
+                break
+            if request is not None and request.future.set_running_or_notify_cancel():
+                _answer(request.future, error=self._stopped())
+        self._ended.set_result(None)
+
+
+def _answer(future: "Future[Any]", *, result: Any = None, error: BaseException | None = None) -> None:
+    """Fulfils ``future``; what kills the thread reaches its waiter as an ordinary error."""
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, Exception):
+        future.set_exception(error)
+    else:
+        stopped = WorkerStoppedError(f"the worker's thread died: {error!r}")
+        stopped.__cause__ = error
+        future.set_exception(stopped)
