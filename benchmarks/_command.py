@@ -7,12 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from usp_daemon import core
 
 from . import _engines
 from ._suite import Run, Series, load_series
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept between runs; most settings change no program."""
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def parser(module: str, what: str) -> argparse.ArgumentParser:
@@ -65,6 +74,7 @@ def config_from(options: argparse.Namespace) -> core.PredictorConfig:
 
 def run_tracks(options: argparse.Namespace, tracks: tuple[str, ...]) -> tuple[list[Series], list[Run], Path]:
     """Load the series, run them, and name the directory for the scorer's files (it exists)."""
+    keep_compiled_programs()
     only = [text for text in options.only.split(",") if text]
     series = load_series(options.part, tracks, only=only, limit=options.limit)
     engine = getattr(_engines, options.engine)

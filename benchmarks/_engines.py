@@ -1,7 +1,7 @@
 """Ways to run every series of a suite through the predictor.
 
 ``scan``   all series side by side as lanes, a compiled scan over the ticks: fast, equals the service to a tolerance
-``live``   one batch per tick through the service's own worker, the very programs that a daemon runs
+``live``   through the service's own engine, the very programs that a daemon runs
 ``naive``  the yardstick itself: last value with a Gaussian interval
 """
 
@@ -20,6 +20,7 @@ from usp_daemon import core
 from ._suite import Run, Series, naive_run
 
 CHUNK_TICKS = 250
+LIVE_ROWS = 50  # rows of all series in one batch of the service's engine
 REFRESH_WIDTH = 4  # lanes refreshed together; lanes fall out of step as soon as one of them refuses a tick
 
 # Columns that leave the device, by their name in the prediction.
@@ -150,6 +151,43 @@ def scan(series: Sequence[Series], config: Any, *, dtype: Any = jnp.float64, pro
     return [
         to_run({name: column[:, lane] for name, column in joined.items()}, len(one.values))
         for lane, one in enumerate(series)
+    ]
+
+
+def live(series: Sequence[Series], config: Any, *, dtype: Any = jnp.float64, progress: bool = True) -> list[Run]:
+    """Run ``series`` as symbols through the engine of the service, row by row, on the device it would choose."""
+    from usp_daemon.compute import Engine, StateKey, choose_device
+
+    engine = Engine(config, choose_device(precision=jnp.dtype(dtype).name), max_symbols=len(series))
+    keys = [StateKey("benchmark", 0, one.name) for one in series]
+    ticks = max(len(one.values) for one in series)
+    names = (*SCALAR_COLUMNS, *VECTOR_COLUMNS)
+    pieces: list[dict[str, list[np.ndarray]]] = [{name: [] for name in names} for _ in series]
+    began = time.perf_counter()
+    num_done = 0
+    for first in range(0, ticks, LIVE_ROWS):
+        # in the order in which the ticks of parallel symbols would arrive
+        order = [
+            (lane, row)
+            for row in range(first, min(first + LIVE_ROWS, ticks))
+            for lane, one in enumerate(series)
+            if row < len(one.values)
+        ]
+        timestamps = np.asarray([series[lane].timestamps_ns[row] for lane, row in order], dtype=np.int64)
+        values = np.asarray([series[lane].values[row] for lane, row in order])
+        batch = engine.step([keys[lane] for lane, _ in order], values, timestamps, timestamps)
+        lanes = np.asarray([lane for lane, _ in order])
+        for lane, piece in enumerate(pieces):
+            for name in names:
+                piece[name].append(np.asarray(batch.columns[name][lanes == lane], dtype=np.float64))
+        num_done += len(order)
+        if progress:
+            print(f"\r{min(first + LIVE_ROWS, ticks)}/{ticks} rows", end="", file=sys.stderr, flush=True)
+    if progress:
+        print(f"; {1e6 * (time.perf_counter() - began) / num_done:.1f} us a tick", file=sys.stderr)
+    return [
+        to_run({name: np.concatenate(parts) for name, parts in piece.items()}, len(one.values))
+        for one, piece in zip(series, pieces, strict=True)
     ]
 
 

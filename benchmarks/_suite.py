@@ -58,6 +58,11 @@ class Run:
     extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+def seconds_to_ns(text: str) -> int:
+    """Seconds written as a decimal number, in nanoseconds, without a detour over binary fractions."""
+    return int((Decimal(text) * 1_000_000_000).to_integral_value())
+
+
 def read_values(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Timestamps (ns) and values of a ``t,value`` file; an empty or ``nan`` value is NaN.
 
@@ -65,7 +70,7 @@ def read_values(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    timestamps = [int((Decimal(row["t"]) * 1_000_000_000).to_integral_value()) for row in rows]
+    timestamps = [seconds_to_ns(row["t"]) for row in rows]
     values = [float(row["value"]) if row["value"] not in ("", "nan") else math.nan for row in rows]
     return np.asarray(timestamps, dtype=np.int64), np.asarray(values, dtype=np.float64)
 

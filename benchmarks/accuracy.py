@@ -29,7 +29,7 @@ EXPERTS = ("A", "B", "C", "D")
 GROUPS = {
     "all": lambda kind: True,
     "finance+tick": lambda kind: kind in ("finance", "tick"),
-    "other real": lambda kind: kind not in ("finance", "tick", "simulated"),
+    "other real": lambda kind: kind not in ("finance", "tick", "simulated", "bundled"),
     "simulated": lambda kind: kind == "simulated",
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 from usp_daemon import core
 
 from . import accuracy, alarms, robustness
+from ._command import keep_compiled_programs
 from ._engines import scan
 from ._suite import Run, Series, geometric_mean, load_series, published_yardstick
 from ._table import Row, format_rows
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="every measurement at its full length")
     parser.add_argument("--skip", default="", help="benchmarks to leave out, comma-separated")
     options = parser.parse_args(arguments)
+    keep_compiled_programs()
     short = not options.full
     skipped = set(options.skip.split(","))
     measurements = {
