@@ -43,7 +43,7 @@ def simulation(request: pytest.FixtureRequest) -> ModuleType:
 def test_cusum_with_known_law_has_the_textbook_run_length(
     simulation: ModuleType, shift: float, threshold: float, run_length: float, tolerance: float
 ) -> None:
-    """Two-sided CUSUM with allowance 0.5 on standard normal noise, law known [page1954; montgomery tables]."""
+    """Two-sided CUSUM with allowance 0.5 on standard normal noise, law known; textbook values."""
     horizon = 4000 if shift == 0.0 else 200
     passages = simulation.simulate(
         None, horizon=horizon, streams=1500, allowances=(0.5,), adapt_to_kurtosis=False, seed=3, shift=shift
