@@ -40,7 +40,8 @@ def write_report(
     """Write the report on the records in ``predictions`` and ``alarms`` to ``path``.
 
     ``facts`` are pairs of words for the head, ``notes`` a line of plain text per symbol (its source, say).
-    ``scores`` saves computing them again. At most 24 symbols are drawn, those with the most ticks; the table has all, up to 500.
+    ``scores`` saves computing them again. At most 24 symbols are drawn, those with the most ticks; the table has all,
+    up to 500.
     """
     if scores is None:
         scores = score_predictions(predictions, alarms)
@@ -61,9 +62,7 @@ def write_report(
     head = "".join(f"<li><b>{html.escape(value)}</b> {html.escape(name)}</li>" for name, value in facts)
     page = (
         template.replace("@@TITLE@@", html.escape(title))
-        .replace(
-            "@@FACTS@@", "".join(f"<li><b>{html.escape(value)}</b> {html.escape(name)}</li>" for name, value in facts)
-        )
+        .replace("@@FACTS@@", head)
         .replace("@@TABLE@@", _table(scores))
         # A closing tag inside a symbol's name must not end the script.
         .replace("@@DATA@@", data.replace("<", "\\u003c"))

@@ -1,8 +1,8 @@
 """How good the published forecasts were, from the records themselves.
 
 A tick is a target when it has a value and its time was in order; a forecast is scored against the next target of its
-symbol, beside the naive forecast "no change". The first ``max(200, n // 10)`` targets of each symbol are burn-in and not
-scored.
+symbol, beside the naive forecast "no change". The first ``max(200, n // 10)`` targets of each symbol are burn-in and
+not scored.
 """
 
 import collections
