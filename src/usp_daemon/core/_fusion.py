@@ -122,9 +122,7 @@ def jko_proximal_step(
         new_v = jnp.exp((1.0 - gamma) * jnp.log(d) + gamma * (log_goal - jnp.log(arriving)))
         # Half a step, geometrically: the full symmetric iteration oscillates [knight2014].
         new_d = jnp.sqrt(d * (weights / self_sum) + tiny)
-        error = jnp.maximum(
-            jnp.max(jnp.abs(new_v * arriving - weights)), jnp.max(jnp.abs(d * self_sum - weights))
-        )
+        error = jnp.maximum(jnp.max(jnp.abs(new_v * arriving - weights)), jnp.max(jnp.abs(d * self_sum - weights)))
         return (new_v, new_d), error
 
     unsafe = leaves_kernel_domain(cost_matrix, epsilon)

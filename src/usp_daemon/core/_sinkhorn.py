@@ -38,9 +38,7 @@ KERNEL_DOMAIN_RANGE = 0.7
 Domain = Literal["auto", "kernel", "log"]
 
 
-def compute_sinkhorn_epsilon(
-    ema_variance: Scalar, config: PredictorConfig, cost_scale: Scalar | float = 1.0
-) -> Scalar:
+def compute_sinkhorn_epsilon(ema_variance: Scalar, config: PredictorConfig, cost_scale: Scalar | float = 1.0) -> Scalar:
     """The regularisation that volatility asks for: ``max(epsilon_min * cost_scale, epsilon_0 * (1 + alpha * sigma))``.
 
     ``ema_variance`` is the dimensionless EWMA variance of innovations (0 or more), ``sigma`` its root. ``cost_scale`` is
