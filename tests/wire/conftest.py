@@ -1,4 +1,4 @@
-"""Columns as the predictor returns them, built from its own result record, so that a renamed field breaks these tests."""
+"""Columns as the predictor returns them, from its own result record, so that a renamed field breaks these tests."""
 
 import dataclasses
 from collections.abc import Callable

@@ -77,7 +77,7 @@ class FileSource(AbstractSource):
         """The lines of the files, see the class."""
         waiting = collections.deque(self._files)
         readers = self._open_readers
-        num_records = max(self._batch_records // max(self._num_open, 1), 64)
+        num_records = max(self._batch_records // max(self._num_open, 1), min(self._batch_records, 64))
         try:
             while not self._stopped and (waiting or readers):
                 while waiting and len(readers) < self._num_open:
