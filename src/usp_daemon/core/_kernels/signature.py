@@ -60,7 +60,7 @@ class SignatureState(eqx.Module):
     ridge: recursive_ridge.RidgeState
     features: Float[Array, " features"]
     increments: Float[Array, " ticks"]
-    levels: tuple[Float[Array, "..."], ...]
+    levels: algebra.Levels
     error_variance: Scalar
     samples: Scalar
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,12 +18,11 @@ EXPONENT_CEILING = 1.5
 class RegularityResult(eqx.Module):
     """Regularity of one window of history.
 
-    ``holder_exponent`` and ``holder_error`` are the global exponent and its standard error (Whittle), ``wtmm_exponent``
-    and ``wtmm_error`` the same by maxima lines; ``spectrum_peak`` and ``spectrum_width`` describe the singularity
-    spectrum (a monofractal path has 1 and 0). ``pointwise_exponent`` is that of the strongest recent maxima line, near 0
-    at a jump, ``pointwise_strength`` its modulus at one tick over that of the other maxima, ``pointwise_age`` how many
-    ticks ago it lies. On a random walk one strongest line in ten has an exponent below 0.1 by chance: a jump is a small
-    exponent *and* a strength that chance does not reach.
+    ``holder_exponent`` and ``holder_error`` are the global exponent and its standard error (Whittle).
+    ``wtmm_exponent`` and ``wtmm_error`` are the same by maxima lines; ``spectrum_peak`` and ``spectrum_width`` describe
+    the singularity spectrum (a monofractal path has 1 and 0). ``pointwise_exponent`` is that of the strongest recent
+    maxima line, near 0 at a jump, and 1 where no line stands out from the others; ``pointwise_strength`` is the line's
+    modulus at one tick over that of the others, ``pointwise_age`` how many ticks ago it lies.
     """
 
     holder_exponent: Scalar
@@ -66,30 +66,32 @@ def estimate_regularity(history: Float[Array, " history"], length: Count, config
         the pointwise exponent is 1 with strength 0.
     """
     dtype = history.dtype
-    length = length.astype(jnp.int32)
+    history, length = jax.lax.stop_gradient(history), length.astype(jnp.int32)
     holder_exponent, holder_error = holder.whittle_exponent(history, length)
 
     length = jnp.minimum(length, jnp.clip(config.wtmm_buffer_size, 1, WTMM_CAPACITY).astype(jnp.int32))
     first = jnp.clip(WTMM_CAPACITY - length, 0, WTMM_CAPACITY - 1)
     signal = history[-WTMM_CAPACITY:]
     inside = jnp.arange(WTMM_CAPACITY, dtype=jnp.int32) >= first
-    # Relative to the oldest real value and to the largest departure from it: no unit, and no cancellation in float32.
+    # Relative to the oldest real value and to the largest departure from it: free of units and offset. In that form
+    # single precision is far below the estimate's own error, and half the price.
     signal = jnp.where(inside, signal - signal[first], 0.0)
     signal = signal / jnp.maximum(jnp.max(jnp.abs(signal)), jnp.finfo(dtype).tiny)
-    maxima = wtmm.modulus_maxima(wtmm.wavelet_transform(signal), inside)
-    lines = wtmm.link_maxima(maxima, jnp.asarray(config.besov_cone_c, dtype))
+    transform = wtmm.wavelet_transform(signal.astype(jnp.float32))
+    cone = jnp.asarray(config.besov_cone_c, dtype).astype(jnp.float32)
+    lines = wtmm.link_maxima(wtmm.modulus_maxima(transform, inside), cone)
     spectrum = wtmm.singularity_spectrum(lines, first, length)
-    since = WTMM_CAPACITY - config.refresh_interval
-    exponent, strength, foot = wtmm.strongest_line(lines, jnp.maximum(since, first))
+    exponent, strength, foot = wtmm.strongest_line(lines, min(config.refresh_interval, WTMM_CAPACITY))
+    stands_out = strength >= wtmm.JUMP_STRENGTH
     return RegularityResult(
         holder_exponent=holder_exponent,
         holder_error=holder_error,
-        wtmm_exponent=jnp.clip(spectrum.exponent, EXPONENT_FLOOR, EXPONENT_CEILING),
-        wtmm_error=spectrum.error,
-        spectrum_peak=spectrum.peak,
-        spectrum_width=spectrum.width,
-        pointwise_exponent=exponent,
-        pointwise_strength=strength,
+        wtmm_exponent=jnp.clip(spectrum.exponent, EXPONENT_FLOOR, EXPONENT_CEILING).astype(dtype),
+        wtmm_error=spectrum.error.astype(dtype),
+        spectrum_peak=spectrum.peak.astype(dtype),
+        spectrum_width=spectrum.width.astype(dtype),
+        pointwise_exponent=jnp.where(stands_out, exponent, 1.0).astype(dtype),
+        pointwise_strength=strength.astype(dtype),
         pointwise_age=(WTMM_CAPACITY - 1 - foot).astype(jnp.int32),
     )
 

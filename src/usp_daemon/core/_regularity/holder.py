@@ -25,10 +25,10 @@ NO_INFORMATION_ERROR = 1.0
 
 @functools.lru_cache(maxsize=4)
 def _tables(num_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """On frequencies 2 pi j / ``num_points``, j = 1 ..., and per exponent of the grid: 1/g; log g summed from j on; error.
+    """On frequencies 2 pi j / ``num_points`` and per exponent of the grid: 1/g; log g summed from j on; error.
 
-    The error is sqrt(n) times the asymptotic standard deviation of the estimate. The infinite sum over aliases is cut at
-    50 terms a side and its remainder integrated.
+    The error is sqrt(n) times the asymptotic standard deviation of the estimate. The infinite sum over aliases is cut
+    at 50 terms a side and its remainder integrated.
     """
     frequencies = 2.0 * np.pi * np.arange(1, num_points // 2 + 1) / num_points
 

@@ -1,9 +1,9 @@
 r"""Wavelet transform modulus maxima: the singularity spectrum and the exponent of the strongest recent singularity.
 
 The second derivative of a Gaussian at 19 dense dyadic scales, :math:`a_j = 2^{j/3}`, normalised so that a singularity
-of exponent h has a modulus growing as :math:`a^h`. A modulus maximum is linked to one at the next finer scale if they lie
-within :math:`C (a_j - a_{j-1})` ticks (rounded up) of each other and each is the other's strongest candidate; a line is
-what reaches the finest scale. With the supremum of the modulus along each line up to scale a:
+of exponent h has a modulus growing as :math:`a^h`. A modulus maximum is linked to one at the next finer scale if they
+lie within :math:`C (a_j - a_{j-1})` ticks (rounded up) of each other and each is the other's strongest candidate; a
+line is what reaches the finest scale. With the supremum of the modulus along each line up to scale a:
 
 .. math:: Z(q, a) = \sum_{lines} \sup^q, \quad Z \sim a^{\tau(q)}, \quad D(h) = \min_q (q h - \tau(q)).
 
@@ -12,6 +12,7 @@ Processing*, ch. 6.
 """
 
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -29,7 +30,10 @@ MOMENTS = np.arange(-4, 9) * 0.5  # q from -2 to 4
 EXPONENTS = np.linspace(-0.5, 1.5, 81)  # h
 FIRST_FITTED = 3  # a = 2: below, sampling smooths the path
 POINTWISE_SCALE = 9  # a = 8: a singularity must dominate from one tick to eight
-MAX_STRENGTH = 1e6
+MAX_CONE = 3.0
+MIN_ERROR = 0.01  # what sampled scales leave unsure where all lines agree, as on a periodic series
+JUMP_STRENGTH = 4.0  # what fewer than one Gaussian window in a thousand reaches
+MAX_STRENGTH = 1e6  # finite where there is nothing to compare with: a lone jump on a flat line
 BUFFER_TO_SCALE = 8.0  # the widest scale fitted is this part of the buffer
 _PLACE_MASK = WTMM_CAPACITY - 1  # a power of two less one
 _SHIFTS = (1, 3, 9, 27)  # dilation by up to 40 ticks, the widest link: 3 * (64 - 50.8)
@@ -38,8 +42,8 @@ _SHIFTS = (1, 3, 9, 27)  # dilation by up to 40 ticks, the widest link: 3 * (64 
 class MaximaLines(eqx.Module):
     """Modulus maxima per scale (finest first) and position, and how they hang together.
 
-    ``modulus`` is zero where no line passes; ``child`` is the position of the same line one scale finer; ``supremum`` is
-    the largest modulus on the line up to this scale.
+    ``modulus`` is zero where no line passes; ``child`` is the position of the same line one scale finer; ``supremum``
+    is the largest modulus on the line up to this scale.
     """
 
     modulus: Float[Array, "scales time"]
@@ -100,15 +104,15 @@ def _ordered_keys(modulus: Float[Array, " time"]) -> Int[Array, " time"]:
     return (bits & ~_PLACE_MASK) | jnp.arange(modulus.shape[0], dtype=jnp.int32)
 
 
-def _strongest_within(modulus: Float[Array, " time"], radius: Count) -> Int[Array, " time"]:
+def _strongest_within(modulus: Float[Array, " time"], radius: Count, num_shifts: int) -> Int[Array, " time"]:
     """Per position, the key of the largest modulus at most ``radius`` ticks away.
 
-    Four three-point maxima: once radius r is covered, a shift of up to 2 r + 1 leaves no gap.
+    Up to four three-point maxima: once radius r is covered, a shift of up to 2 r + 1 leaves no gap.
     """
     size, margin = modulus.shape[0], _SHIFTS[-1]
     best = _ordered_keys(modulus)
     covered = jnp.asarray(0, jnp.int32)
-    for largest in _SHIFTS:
+    for largest in _SHIFTS[:num_shifts]:
         shift = jnp.clip(radius - covered, 0, largest)
         covered = covered + shift
         padded = jnp.pad(best, margin)
@@ -121,7 +125,16 @@ def _strongest_within(modulus: Float[Array, " time"], radius: Count) -> Int[Arra
 def link_radius(cone: Scalar) -> Int[Array, " scales"]:
     """How many ticks a line may move between scale j - 1 and j: ``cone`` times the step in scale, rounded up."""
     steps = jnp.asarray(np.diff(SCALES, prepend=SCALES[0]), cone.dtype)
-    return jnp.clip(jnp.ceil(cone * steps), 1, sum(_SHIFTS)).astype(jnp.int32)
+    return jnp.maximum(jnp.ceil(jnp.clip(cone, 0.0, MAX_CONE) * steps), 1.0).astype(jnp.int32)
+
+
+@functools.lru_cache(maxsize=1)
+def _scale_groups() -> tuple[tuple[int, int, int], ...]:
+    """Runs of scales (begin, end) whose widest links need the same number of shifts."""
+    widest = np.ceil(MAX_CONE * np.diff(SCALES, prepend=SCALES[0]))
+    needed = 1 + np.searchsorted(np.cumsum(_SHIFTS), widest)
+    edges = [1, *(1 + np.flatnonzero(np.diff(needed[1:])) + 1), NUM_SCALES]
+    return tuple((int(begin), int(end), int(needed[begin])) for begin, end in itertools.pairwise(edges))
 
 
 def link_maxima(maxima: Float[Array, "scales time"], cone: Scalar) -> MaximaLines:
@@ -129,12 +142,12 @@ def link_maxima(maxima: Float[Array, "scales time"], cone: Scalar) -> MaximaLine
     place = jnp.arange(maxima.shape[1], dtype=jnp.int32)
 
     def one_scale(
-        finer: tuple[Array, Array], inputs: tuple[Array, Array]
+        finer: tuple[Array, Array], inputs: tuple[Array, Array], num_shifts: int
     ) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
         finer_modulus, finer_supremum = finer
         coarser, radius = inputs
-        child_key = _strongest_within(finer_modulus, radius)
-        parent = _strongest_within(coarser, radius) & _PLACE_MASK
+        child_key = _strongest_within(finer_modulus, radius, num_shifts)
+        parent = _strongest_within(coarser, radius, num_shifts) & _PLACE_MASK
         child = child_key & _PLACE_MASK
         linked = (coarser > 0.0) & (child_key > _PLACE_MASK) & (parent[child] == place)
         modulus = jnp.where(linked, coarser, 0.0)
@@ -142,10 +155,13 @@ def link_maxima(maxima: Float[Array, "scales time"], cone: Scalar) -> MaximaLine
         return (modulus, supremum), (modulus, child, supremum)
 
     finest = maxima[0]
-    _, rest = jax.lax.scan(one_scale, (finest, finest), (maxima[1:], link_radius(cone)[1:]))
-    modulus, child, supremum = (
-        jnp.concatenate([top[None], above]) for top, above in zip((finest, place, finest), rest, strict=True)
-    )
+    state, radii = (finest, finest), link_radius(cone)
+    pieces = [(finest[None], place[None], finest[None])]
+    for begin, end, num_shifts in _scale_groups():
+        step = functools.partial(one_scale, num_shifts=num_shifts)
+        state, piece = jax.lax.scan(step, state, (maxima[begin:end], radii[begin:end]))
+        pieces.append(piece)
+    modulus, child, supremum = (jnp.concatenate(parts) for parts in zip(*pieces, strict=True))
     return MaximaLines(modulus=modulus, child=child, supremum=supremum)
 
 
@@ -205,7 +221,7 @@ def singularity_spectrum(lines: MaximaLines, first: Count, length: Count) -> Sin
         scaling=jnp.where(known, scaling, 0.5 * moments - 1.0),
         dimension=jnp.where(known, dimension, 0.0),
         exponent=jnp.where(known, exponent, 0.5),
-        error=jnp.where(known, jnp.minimum(error, 1.0), 1.0),
+        error=jnp.where(known, jnp.clip(error, MIN_ERROR, 1.0), 1.0),
         peak=jnp.where(known, peak, 0.0),
         width=jnp.where(known, high - low, 0.0),
     )
@@ -230,37 +246,36 @@ def _log_power_sums(
     return jnp.log(jnp.maximum(stacked, 1e-30))
 
 
-def strongest_line(lines: MaximaLines, since: Count) -> tuple[Scalar, Scalar, Count]:
-    """Exponent, strength and foot of the strongest line at scale 8 that starts at or after position ``since``.
+def strongest_line(lines: MaximaLines, recent: int) -> tuple[Scalar, Scalar, Count]:
+    """Exponent, strength and foot of the strongest line that reaches scale 8 from a foot in the last ``recent`` ticks.
 
-    The exponent is the slope of log modulus on log scale along the line, from one tick to eight. The strength is the line's
-    modulus at the finest scale over the root mean square of the maxima there that lie elsewhere. Where no line qualifies
-    the exponent is 1, the strength 0 and the foot the last position.
+    The strongest is the one with the largest modulus at its foot. The exponent is the slope of log modulus on log scale
+    along the line, from one tick to eight. The strength is the modulus at the foot over the root mean square of the
+    finest maxima elsewhere. Where no line qualifies the exponent is 1, the strength 0 and the foot the last position.
     """
     dtype, size = lines.modulus.dtype, lines.modulus.shape[1]
-    # A line bends towards its foot by up to its scale, so it may start that much earlier than the singularity.
+    # A line bends towards its foot by up to its scale, so it may start that much earlier than the singularity; and two
+    # lines at one scale are further apart than that, so the strongest of each block of eight ticks stands for all.
     reach = round(float(SCALES[POINTWISE_SCALE]))
-    place = jnp.arange(size, dtype=jnp.int32)
-    strengths = jnp.where(place >= since - reach, lines.modulus[POINTWISE_SCALE], 0.0)
-    position = jnp.argmax(strengths).astype(jnp.int32)
-    found = strengths[position] > 0.0
+    num_blocks = min(-(-(recent + reach) // reach), size // reach)
+    tail = lines.modulus[POINTWISE_SCALE, size - num_blocks * reach :].reshape(num_blocks, reach)
+    position = jnp.argmax(tail, axis=1).astype(jnp.int32)
+    position = position + jnp.arange(size - num_blocks * reach, size, reach, dtype=jnp.int32)
     moduli = []
     for scale in range(POINTWISE_SCALE, -1, -1):
-        moduli.append(lines.modulus[scale, position])
-        position = lines.child[scale, position]
-    log_modulus = jnp.log(jnp.maximum(jnp.stack(moduli[::-1]), jnp.finfo(dtype).tiny))
+        moduli.append(lines.modulus[scale][position])
+        position = lines.child[scale][position]
+    fresh = (moduli[0] > 0.0) & (position >= size - recent)
+    best = jnp.argmax(jnp.where(fresh, moduli[-1], 0.0))
+    found, foot = fresh[best], position[best]
+    log_modulus = jnp.log(jnp.maximum(jnp.stack(moduli[::-1])[:, best], jnp.finfo(dtype).tiny))
     log_scale = np.log(SCALES[: POINTWISE_SCALE + 1])
     log_scale = (log_scale - log_scale.mean()) / np.sum((log_scale - log_scale.mean()) ** 2)
     slope = jnp.sum(log_modulus * jnp.asarray(log_scale, dtype))
 
     finest = lines.modulus[0]
-    elsewhere = ((finest > 0.0) & (jnp.abs(place - position) > reach)).astype(dtype)
+    distance = jnp.abs(jnp.arange(size, dtype=jnp.int32) - foot)
+    elsewhere = ((finest > 0.0) & (distance > reach)).astype(dtype)
     typical = jnp.sqrt(jnp.sum(finest * finest * elsewhere) / jnp.maximum(jnp.sum(elsewhere), 1.0))
-    # A lone jump on a flat line has nothing to compare with: its strength is large, but finite.
-    strength = jnp.minimum(finest[position] / jnp.maximum(typical, jnp.finfo(dtype).tiny), MAX_STRENGTH)
-    fresh = found & (position >= since)
-    return (
-        jnp.where(fresh, slope, 1.0),
-        jnp.where(fresh, strength, 0.0),
-        jnp.where(fresh, position, size - 1),
-    )
+    strength = jnp.minimum(finest[foot] / jnp.maximum(typical, jnp.finfo(dtype).tiny), MAX_STRENGTH)
+    return jnp.where(found, slope, 1.0), jnp.where(found, strength, 0.0), jnp.where(found, foot, size - 1)
