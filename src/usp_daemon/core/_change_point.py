@@ -255,7 +255,7 @@ def fit_reference(
     """Fits the reference on the last ``reference_fit_ticks`` values by iterated Huber-weighted least squares.
 
     ``history`` is oldest first, relative to ``newest`` and in units of ``scale``. Near a unit root (reversion weaker than
-    8/n) the filter is fitted on differences.
+    13/n, about the 5 % point of Dickey and Fuller) the filter is fitted on differences.
     """
     dtype = history.dtype
     recent = history[-_FIT_CAPACITY:]
@@ -292,7 +292,7 @@ def fit_reference(
     stationary, stationary_sd = robust_fit(small)
     huge = jnp.asarray([0.0, 1e12, 0.0, 0.0], dtype)
     unit_root, unit_root_sd = robust_fit(small + huge)
-    is_unit_root = stationary[1] > -8.0 / n
+    is_unit_root = stationary[1] > -13.0 / n
     coefficients = jnp.where(is_unit_root, unit_root, stationary)
     sd = jnp.where(is_unit_root, unit_root_sd, stationary_sd)
     reference = ReferenceModel(

@@ -28,6 +28,7 @@ _LOG_QUARTER = 0.25
 _WARMUP_TICKS = 20
 _REBASE_TICKS = 3
 _SUSPECT_SIGMAS = 6.0
+_SUSPECT_TAILS = 3.0
 _REPETITION_MEMORY = 500.0
 _DEGRADING_REASONS = (
     GateReason.NOT_FINITE
@@ -61,6 +62,8 @@ class GateState(eqx.Module):
     jumps_stuck: Scalar
     jumps_reverted: Scalar
     scale: Scalar  # robust sd of non-zero increments, units of the symbol
+    tail: Scalar  # running 0.95 quantile of absolute increments
+    extreme: Scalar  # slowly fading maximum of ordinary increments
     num_increments: Count
     missed_periods: Count
     stale: Flag
@@ -108,6 +111,8 @@ def init(dtype: jnp.dtype) -> GateState:
         jumps_stuck=real(1.5),
         jumps_reverted=real(0.5),
         scale=real(),
+        tail=real(),
+        extreme=real(),
         num_increments=whole(),
         missed_periods=whole(),
         stale=no,
@@ -169,9 +174,8 @@ def inspect(
     min_steps = config.frozen_signal_min_steps
     run = equal_run.astype(dtype)
     start = min_steps.astype(dtype)
-    log_chance = jnp.minimum(run, start) * jnp.log(state.repeat_rate) + jnp.maximum(run - start, 0.0) * jnp.log(
-        state.long_repeat_rate
-    )
+    long_rate = jnp.maximum(state.long_repeat_rate, state.repeat_rate)
+    log_chance = jnp.minimum(run, start) * jnp.log(state.repeat_rate) + jnp.maximum(run - start, 0.0) * jnp.log(long_rate)
     freezes = repeated & (equal_run >= min_steps) & (log_chance < jnp.log(config.frozen_false_alarm_probability))
     moved_far = jnp.abs(value - state.last_seen_value) > jnp.sqrt(config.frozen_signal_recovery_ratio) * state.scale
     moved_steps = jnp.where(observed & state.frozen & ~repeated, state.moved_steps + 1, 0)
@@ -179,14 +183,14 @@ def inspect(
     frozen = jnp.where(observed, (state.frozen & ~thaws) | freezes, state.frozen)
     long_run = state.equal_run >= min_steps
     is_repeat = repeated.astype(dtype)
-    learn_rate = observed & seen_before & ~frozen & ~state.frozen
     repeat_rate = jnp.where(
-        learn_rate & ~long_run,
+        observed & seen_before & ~long_run & ~state.frozen,
         state.repeat_rate + (is_repeat - state.repeat_rate) / _REPETITION_MEMORY,
         state.repeat_rate,
     )
     long_repeat_rate = jnp.where(
-        learn_rate & long_run,
+        # Frozen runs teach it too: a feed that repeats itself for long stretches is no broken sensor.
+        observed & seen_before & long_run,
         state.long_repeat_rate + (is_repeat - state.long_repeat_rate) / 100.0,
         state.long_repeat_rate,
     )
@@ -195,11 +199,13 @@ def inspect(
 
     # Outliers, measured from the standing forecast and widened by the square root of the time since the last good tick.
     missed = state.missed_periods + jnp.where(timely, periods - 1, 0)
-    spread = state.scale * jnp.sqrt(1.0 + jnp.minimum(missed, 100).astype(dtype))
     distance = jnp.minimum(jnp.abs(value - forecast), jnp.abs(value - last_value))
     known = state.num_increments >= _WARMUP_TICKS
-    hard = known & (distance > config.sigma_bound * config.sigma_val * spread)
-    soft = known & (distance > _SUSPECT_SIGMAS * config.sigma_val * spread) & ~hard
+    # A symbol whose ordinary increments have a heavy tail (a daily rush, say) sets its own bounds.
+    widening = jnp.sqrt(1.0 + jnp.minimum(missed, 100).astype(dtype))
+    spread, tail = state.scale * widening, state.tail * widening
+    hard = known & (distance > jnp.maximum(config.sigma_bound * config.sigma_val * spread, 2.0 * state.extreme * widening))
+    soft = known & (distance > jnp.maximum(_SUSPECT_SIGMAS * config.sigma_val * spread, _SUSPECT_TAILS * tail)) & ~hard
     returning = state.jump_pending & (jnp.abs(value - state.before_jump) < jnp.abs(value - state.candidate_value))
     reverting_symbol = state.jumps_reverted > state.jumps_stuck
     outlier = observed & (hard | (soft & reverting_symbol & ~returning))
@@ -225,6 +231,16 @@ def inspect(
     clipped = jnp.where(known, jnp.minimum(increment, 5.0 * state.scale), increment)
     rate = ewma_rate(state.num_increments, jnp.asarray(200.0, dtype))
     scale = jnp.where(scale_learns, state.scale + rate * (1.2533141 * clipped - state.scale), state.scale)
+
+    # The 0.95 quantile in the log domain, on the pinball gradient; the maximum fades to half in about 700 ticks.
+    tail_rate = jnp.maximum(0.03, 1.0 / (state.num_increments.astype(dtype) + 2.0))
+    tail_step = jnp.where(increment > state.tail, 0.95, -0.05) * tail_rate
+    tail = jnp.where(state.num_increments < 5, jnp.maximum(state.tail, increment), state.tail * jnp.exp(tail_step))
+    new_tail = jnp.where(scale_learns, tail, state.tail)
+    # A jump that turned out to be real belongs to what this symbol does.
+    faded = jnp.where(scale_learns, 0.999 * state.extreme, state.extreme)
+    real_jump = jnp.where(rebased, jnp.abs(value - last_value), jnp.where(scale_learns, increment, 0.0))
+    extreme = jnp.maximum(faded, real_jump)
 
     reasons = (
         jnp.where(finite, 0, int(GateReason.NOT_FINITE))
@@ -258,6 +274,8 @@ def inspect(
         jumps_stuck=stuck,
         jumps_reverted=reverted,
         scale=scale,
+        tail=new_tail,
+        extreme=extreme,
         num_increments=state.num_increments + scale_learns.astype(jnp.int32),
         missed_periods=jnp.where(accepted, 0, state.missed_periods + jnp.where(timely, periods, 0)),
         stale=stale,

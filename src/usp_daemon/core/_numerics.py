@@ -30,7 +30,7 @@ def ewma_rate(count: Count, memory: Scalar) -> Scalar:
     return 1.0 / jnp.minimum(count.astype(memory.dtype) + 1.0, jnp.maximum(memory, 1.0))
 
 
-def huber_weight(standardized: Scalar, bound: Any) -> Scalar:
+def huber_weight(standardized: Float[Array, "..."], bound: Any) -> Float[Array, "..."]:
     """Weight of a residual under Huber's loss: 1 inside ``bound``, bound/|residual| outside (Huber, 1964)."""
     return jnp.minimum(1.0, bound / jnp.maximum(jnp.abs(standardized), 1e-12))
 

@@ -84,7 +84,8 @@ def _accept(
     deviation = value - _change_point.reference_forecast(reference, past)
     innovation = jnp.where(reference.ready & usual, deviation / jnp.maximum(reference.sd, 1e-6 * scale_before), 0.0)
     innovation = jnp.clip(innovation, -1e3, 1e3)
-    jump = jnp.where(model.change_point.previous_sd > 0, error / jnp.maximum(model.change_point.previous_sd, 1e-30), 0.0)
+    # While a reference is being fitted, a jump must stand out from the last one's spread and from the present one's.
+    jump = error / jnp.maximum(jnp.maximum(model.change_point.previous_sd, error_scale), 1e-30)
     warmed = model.sequence >= config.warmup_signal_length
     change_point, alarm = _change_point.update_cusum_statistics(
         model.change_point, innovation, jnp.clip(jump, -1e3, 1e3), decision.rebased & warmed, config

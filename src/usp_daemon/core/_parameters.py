@@ -60,7 +60,7 @@ class PredictorConfig(eqx.Module):
     holder_hysteresis: Any = 0.05
     huber_delta: Any = 1.0
     jump_exponent_threshold: Any = 0.1
-    cusum_h: Any = 16.0  # resolved from "auto" and alarm_mean_ticks_between_false before it gets here
+    cusum_h: Any = 13.197  # resolved from "auto" and alarm_mean_ticks_between_false before it gets here
     cusum_k: Any = 0.5
     grace_period_steps: Any = 20
     residual_window_size: Any = 252
@@ -68,10 +68,10 @@ class PredictorConfig(eqx.Module):
     alarm_jump_sigmas: Any = 6.0
     scale_clip: Any = 4.0
     # ratios of the other statistics' base thresholds to cusum_h; they come from the same simulation
-    cusum_slow_ratio: Any = 1.6
-    scale_up_ratio: Any = 0.95
-    scale_down_ratio: Any = 0.75
-    dynamics_ratio: Any = 1.7
+    cusum_slow_ratio: Any = 2.1598
+    scale_up_ratio: Any = 0.78662
+    scale_down_ratio: Any = 0.77881
+    dynamics_ratio: Any = 2.18148
     # ingestion gate
     sigma_bound: Any = 20.0
     sigma_val: Any = 1.0
