@@ -394,9 +394,9 @@ def _score_table(scores: Sequence[SymbolScore], summary: ReplaySummary) -> Table
         f"{summary.ticks_per_s:,.0f} ticks/s over all symbols together."
     )
     table = Table(caption=caption)
-    table.add_column("symbol")
+    table.add_column("symbol", no_wrap=True)
     for heading in ("ticks", "MAE", "MAE / last value", "within 80 %", "within 95 %", "alarms", "ticks/s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for score in scores:
         # Symbols are stepped together, so a symbol's own rate is its share of the whole run.
         rate = score.num_ticks / summary.run_s if summary.run_s > 0.0 else 0.0

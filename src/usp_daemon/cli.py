@@ -149,7 +149,8 @@ def _run(parsed: argparse.Namespace) -> int:
     from usp_daemon.wire import TransportError
 
     configure_logging(parsed.log_level, as_json=parsed.log_json)
-    out, err = Console(soft_wrap=not sys.stdout.isatty()), Console(stderr=True)
+    # Rich takes 80 columns where there is no terminal; a table in a log may be wider.
+    out, err = Console(width=None if sys.stdout.isatty() else 110), Console(stderr=True)
 
     def fail(error: object, code: int) -> int:
         err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
