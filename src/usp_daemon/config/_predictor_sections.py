@@ -156,7 +156,7 @@ class Orchestration:
             1_000_000,
             reader=Reader.PIPELINE,
         ),
-    ] = 5000
+    ] = 50_000
     cusum_h: Annotated[
         float | Literal["auto"],
         traced(
@@ -195,15 +195,15 @@ class Orchestration:
     ] = 4.0
     cusum_slow_ratio: Annotated[
         float, traced("Threshold of the slow level statistic, relative to cusum_h.", "", 0.1, 10.0)
-    ] = 1.6
+    ] = 2.1598
     scale_up_ratio: Annotated[float, traced("Threshold for a doubled scale, relative to cusum_h.", "", 0.1, 10.0)] = (
-        0.95
+        0.78662
     )
     scale_down_ratio: Annotated[float, traced("Threshold for a halved scale, relative to cusum_h.", "", 0.1, 10.0)] = (
-        0.75
+        0.77881
     )
     dynamics_ratio: Annotated[float, traced("Threshold for changed dynamics, relative to cusum_h.", "", 0.1, 10.0)] = (
-        1.7
+        2.18148
     )
 
     # ingestion gate

@@ -1,8 +1,9 @@
 """Circuit breaker: when a path loses its regularity, only the expert made for rough paths is believed.
 
 An absolute bound on the Hölder exponent would hold every series that is always rough in emergency for good, so the
-exponent must be *certainly* below the bound and *certainly* below what the series itself has shown since its regime began.
-A jump is its own reason: it has a pointwise exponent near 0, whatever the rest of the path looks like [mallat1992].
+exponent must be *certainly* below the bound and *certainly* below what the series itself has shown since its regime
+began. A jump is its own reason: it has a pointwise exponent near 0, whatever the rest of the path looks like
+[MallatHwang1992].
 """
 
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ def init(dtype: Any) -> BreakerState:
 
 
 def on_regime(state: BreakerState, started: Flag) -> BreakerState:
-    """Forgets the baseline and ends the emergency where a new regime has ``started``: what is usual is to be learnt anew."""
+    """Forgets the baseline and ends the emergency where a new regime has ``started``."""
     return BreakerState(
         emergency=state.emergency & ~started,
         baseline=jnp.where(started, jnp.zeros_like(state.baseline), state.baseline),
@@ -61,7 +62,8 @@ def update(state: BreakerState, regularity: Regularity, config: PredictorConfig)
                   as strong as the usual one
     ============  ==========================================================================================
 
-    Estimates that are not finite count as unknown (no evidence of anything). The baseline learns outside emergencies only.
+    Estimates that are not finite count as unknown (no evidence of anything). The baseline learns outside emergencies
+    only.
     """
     dtype = state.baseline.dtype
     known = jnp.isfinite(regularity.holder_exponent) & jnp.isfinite(regularity.holder_error)
@@ -96,7 +98,7 @@ def emergency_weights(dtype: Any) -> Weights:
 
 
 def huber_loss(error: Scalar, delta: Scalar | float) -> Scalar:
-    """``error^2 / 2`` up to ``delta``, ``delta (|error| - delta / 2)`` beyond [huber1964]; ``delta`` in units of the error."""
+    """``error^2 / 2`` up to ``delta`` (in units of ``error``), ``delta (|error| - delta / 2)`` beyond [Huber1964]."""
     size = jnp.abs(error)
     inside = jnp.minimum(size, delta)
     # Written with the part inside, the square cannot overflow and the slope at zero is zero.
