@@ -14,7 +14,7 @@ from ._errors import (
     WorkerStoppedError,
     WrongThreadError,
 )
-from ._program import ProgramIdentity, StepProgram, core_program
+from ._program import ProgramIdentity, StepProgram, TilePrograms, compile_programs, core_program
 from ._settings import predictor_config
 from ._worker import StartReport, Worker
 
@@ -36,10 +36,12 @@ __all__ = [
     "StateKey",
     "StepProgram",
     "StructuralChangeError",
+    "TilePrograms",
     "Worker",
     "WorkerStoppedError",
     "WrongThreadError",
     "choose_device",
+    "compile_programs",
     "core_program",
     "default_cache_directory",
     "enable_compilation_cache",

@@ -85,12 +85,14 @@ class Engine:
         *,
         max_symbols: int = 100_000,
         program: StepProgram | None = None,
+        programs: TilePrograms | None = None,
         direct_fraction: float = 0.5,
     ) -> None:
         """Compiles all programs.
 
         ``config`` is a ``PredictorConfig``; ``choice`` the pinned device; ``max_symbols`` (at least 1) caps how many symbols
-        hold state at a time; ``direct_fraction`` in (0, 1] is the share of a page that must have a tick for the page to be
+        hold state at a time; ``programs`` come from another engine with the same ``choice``, ``program`` and structural
+        parameters, and are compiled if not given; ``direct_fraction`` in (0, 1] is the share of a page that must have a tick for the page to be
         stepped without gathering (speed only).
         """
         if max_symbols < 1:
@@ -101,7 +103,9 @@ class Engine:
         self._max_symbols = max_symbols
         self._direct_fraction = direct_fraction
         self._config = config.as_arrays(choice.dtype)
-        self._programs: TilePrograms = compile_programs(program or core_program(), self._config, choice)
+        self._programs: TilePrograms = programs or compile_programs(
+            program or core_program(), self._config, choice
+        )
         self._due_leaf = next((f for f in self._programs.column_packing.leaves if f.path == REFRESH_DUE), None)
         if self._due_leaf is None:
             raise ValueError(f"the program's columns lack {REFRESH_DUE!r}")
@@ -135,6 +139,11 @@ class Engine:
     def num_compilations(self) -> int:
         """Programs compiled so far; constant after construction."""
         return self._programs.num_compilations
+
+    @property
+    def programs(self) -> TilePrograms:
+        """The executables, to be shared with further engines."""
+        return self._programs
 
     @property
     def compile_seconds(self) -> float:

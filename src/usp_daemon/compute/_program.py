@@ -133,23 +133,25 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
     scalar = jax.ShapeDtypeStruct((), dtype)
     stamp = jax.ShapeDtypeStruct((), jnp.int64)
 
-    def advance_lane(state: Any, observation: ProcessState, config: Any) -> tuple[Any, Any]:
-        state, result = program.advance(state, observation, config)
+    def advance_lane(state: Any, value: Any, stamp_ns: Any, record_stamp_ns: Any, config: Any) -> tuple[Any, Any]:
+        tick = ProcessState(value, value, stamp_ns, record_stamp_ns)
+        state, result = program.advance(state, tick, config)
         return state, dict(program.columns(result))
 
     columns = jax.eval_shape(
-        lambda state, tick, vectors: advance_lane(state, tick, parameters(vectors))[1],
+        lambda *state_and_tick: advance_lane(*state_and_tick[:-1], parameters(state_and_tick[-1]))[1],
         lane,
-        ProcessState(scalar, scalar, stamp, stamp),
+        scalar,
+        stamp,
+        stamp,
         config_spec,
     )
     column_packing = plan_packing(columns, small_leaf_elements=None)
 
     def advance(arrays: Any, values: Any, whole: Any, vectors: Any) -> tuple[Any, Any]:
-        tick = ProcessState(values, values, whole[0], whole[1])
         has_tick = whole[2] != 0
-        state, result = jax.vmap(advance_lane, in_axes=(0, 0, None))(
-            state_packing.unpack(arrays), tick, parameters(vectors)
+        state, result = jax.vmap(advance_lane, in_axes=(0, 0, 0, 0, None))(
+            state_packing.unpack(arrays), values, whole[0], whole[1], parameters(vectors)
         )
         # Lanes without a tick went through the same arithmetic; what came out of it is dropped here.
         kept = tuple(
