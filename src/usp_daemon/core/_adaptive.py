@@ -1,8 +1,8 @@
 """Parameters that follow the regime: network capacity, stiffness thresholds, and step size and window of the fusion.
 
-The specification's formulas (V-MAJ-1 to V-MAJ-3), traced, so that nothing recompiles when a regime changes. Where a base
-value stands in the configuration the formula multiplies it, and the multiplier is 1 in the reference situation: unit
-relative variance, and the specification's own defaults of the constants that enter the formula.
+The specification's formulas (V-MAJ-1 to V-MAJ-3), traced, so that nothing recompiles when a regime changes. Where a
+base value stands in the configuration the formula multiplies it, and the multiplier is 1 in the reference situation:
+unit relative variance, and the specification's own defaults of the constants that enter the formula.
 """
 
 import math
@@ -26,8 +26,8 @@ _POWERS_OF_TWO = np.asarray([2**power for power in range(21)], np.int32)
 def compute_entropy_ratio(current_entropy: Scalar, baseline_entropy: Scalar) -> Scalar:
     """How many times more values the network spreads over than at the regime's start: ``exp(H - H0)`` in [0.1, 10].
 
-    Both entropies in nats. A ratio of entropies themselves would change with the unit and with the sign; the exponential of
-    their difference is the ratio of the effective numbers of values.
+    Both entropies in nats. A ratio of entropies themselves would change with the unit and with the sign; the
+    exponential of their difference is the ratio of the effective numbers of values.
     """
     lowest, highest = ENTROPY_RATIO_RANGE
     growth = jnp.clip(current_entropy - baseline_entropy, math.log(lowest), math.log(highest))
@@ -39,11 +39,11 @@ def scale_dgm_architecture(
 ) -> tuple[Count, Count]:
     """Width and depth that an entropy ratio asks for, from ``dgm_width_size`` by ``dgm_depth`` upwards.
 
-    The capacity asked for is ``width * depth * entropy_ratio ** beta`` (``beta`` is ``dgm_scaling_beta`` unless given), at
-    least the base and at most ``dgm_scaling_cap`` times it. As the specification has it the depth becomes
-    ``ceil(sqrt(capacity * depth / width))`` and at least one more than it was, the width the next power of two that keeps the
-    aspect. Where rounding the width up would break the cap, the largest power of two that fits stands, with as much depth
-    as the capacity asks for and the cap leaves room for. Returns int32 scalars, never below the base's capacity.
+    The capacity asked for is ``width * depth * entropy_ratio ** beta`` (``beta`` is ``dgm_scaling_beta`` unless
+    given), at least the base and at most ``dgm_scaling_cap`` times it. As the specification has it the depth becomes
+    ``ceil(sqrt(capacity * depth / width))`` and at least one more than it was, the width the next power of two that
+    keeps the aspect. Where rounding the width up would break the cap, the largest power of two that fits stands, with
+    as much depth as the cap leaves room for. Returns int32 scalars, never below the base's capacity.
 
     Whether to scale at all (``entropy_ratio > dgm_scaling_trigger``) is the caller's decision.
     """
@@ -61,10 +61,10 @@ def scale_dgm_architecture(
     powers = jnp.asarray(_POWERS_OF_TWO, dtype)
     rounded_up = jnp.min(jnp.where(powers >= natural_width, powers, powers[-1]))
     room = limit * (1.0 + 8.0 * float(jnp.finfo(dtype).eps))
-    fitting = jnp.max(jnp.where(powers * natural_depth <= room, powers, 1.0))
-    new_width = jnp.minimum(rounded_up, fitting)
-    deepest = jnp.floor(room / new_width)
-    new_depth = jnp.minimum(jnp.maximum(natural_depth, jnp.ceil(asked / new_width * slack)), deepest)
+    fits = rounded_up * natural_depth <= room
+    widest = jnp.max(jnp.where(powers * natural_depth <= room, powers, 1.0))
+    new_width = jnp.where(fits, rounded_up, widest)
+    new_depth = jnp.where(fits, natural_depth, jnp.floor(room / widest))
     grown = new_width * new_depth >= base
     whole_width = jnp.where(grown, new_width, float(width)).astype(jnp.int32)
     whole_depth = jnp.where(grown, new_depth, float(depth)).astype(jnp.int32)
@@ -84,10 +84,10 @@ def scaling_table(config: PredictorConfig, ratios: tuple[float, ...]) -> str:
 def compute_adaptive_stiffness_thresholds(holder_exponent: Scalar, config: PredictorConfig) -> tuple[Scalar, Scalar]:
     """Stiffness below which kernel C integrates explicitly, and above which implicitly, for a path's regularity.
 
-    ``stiffness_low * max(1, c1 / (100 (1 - alpha)^2))`` and ``stiffness_high * max(1, c2 / (1000 (1 - alpha)^2))`` with the
-    Hölder exponent ``alpha`` clipped to [0, 0.99]. With the default bases this is the specification's
-    ``max(100, 25 / (1 - alpha)^2)`` and ``max(1000, 250 / (1 - alpha)^2)``: constant up to alpha = 0.5, growing beyond.
-    Dimensionless; the first stays below the second when the configuration has them so.
+    ``stiffness_low * max(1, c1 / (100 (1 - alpha)^2))`` and ``stiffness_high * max(1, c2 / (1000 (1 - alpha)^2))``
+    with the Hölder exponent ``alpha`` clipped to [0, 0.99]. With the default bases this is the specification's
+    ``max(100, 25 / (1 - alpha)^2)`` and ``max(1000, 250 / (1 - alpha)^2)``: constant up to alpha = 0.5, growing
+    beyond. Dimensionless; the first stays below the second when the configuration has them so.
     """
     dtype = holder_exponent.dtype
     roughness = 1.0 - jnp.clip(holder_exponent, 0.0, HOLDER_EXPONENT_CEILING)
@@ -108,8 +108,8 @@ def compute_adaptive_jko_params(
     """Window (ticks) and step size of the fusion for a relative variance.
 
     ``volatility_sigma_squared`` is the dimensionless EWMA variance (1 in the ordinary regime). The specification's
-    ``window = c L^2 / sigma^2`` and ``rate = 0.8 * 2 * epsilon * sigma^2`` divided by what they give at unit variance and at
-    the default constants multiply ``entropy_window`` and ``learning_rate``. The window is then held to
+    ``window = c L^2 / sigma^2`` and ``rate = 0.8 * 2 * epsilon * sigma^2`` divided by what they give at unit variance
+    and at the default constants multiply ``entropy_window`` and ``learning_rate``. The window is then held to
     [``jko_window_min``, ``jko_window_max``] and the rate to [1e-6, 1]; nothing is asserted. ``domain_length`` and
     ``sinkhorn_epsilon`` are ``jko_domain_length`` and ``sinkhorn_epsilon_0`` unless given.
     """

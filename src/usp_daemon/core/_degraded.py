@@ -29,7 +29,7 @@ def update_degraded_mode(
 
 
 def update_staleness(stale: Flag, delay_ns: Count, limit_ns: Count, config: PredictorConfig) -> Flag:
-    """Stale once ``delay_ns`` exceeds ``limit_ns``, and until it is below ``inference_recovery_hysteresis`` times it."""
+    """Stale once ``delay_ns`` exceeds ``limit_ns``, until it is below ``inference_recovery_hysteresis`` of it."""
     hysteresis = jnp.asarray(config.inference_recovery_hysteresis)
     inside = delay_ns.astype(hysteresis.dtype) < hysteresis * limit_ns.astype(hysteresis.dtype)
     return (delay_ns > limit_ns) | (stale & ~inside)
@@ -39,7 +39,8 @@ def update_grace(grace_counter: Count, signal: Flag, config: PredictorConfig) ->
     """Whether ``signal`` may alarm on this tick, and the counter afterwards.
 
     An alarm sets the counter to ``grace_period_steps``; every other tick takes one off. While it is positive nothing
-    alarms, so exactly that many ticks are suppressed and a persistent signal alarms every ``grace_period_steps + 1`` ticks.
+    alarms, so exactly that many ticks are suppressed and a persistent signal alarms every ``grace_period_steps + 1``
+    ticks.
     """
     alarm = signal & (grace_counter <= 0)
     length = jnp.asarray(config.grace_period_steps, grace_counter.dtype)

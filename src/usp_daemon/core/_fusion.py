@@ -8,13 +8,14 @@ fusion_method     new weights
 ================  ==================================================================================================
 ``jko``           ``rho + tau (t - rho)``; the Sinkhorn plan from ``rho`` to ``t`` is reported, and its cost is the free
                   energy
-``jko_proximal``  ``argmin_r S_eps(r, rho) / (2 tau) + KL(r | t) + eps <r, log r>``: a Jordan-Kinderlehrer-Otto step
-                  [jordan1998], so the geometry of the forecasts decides how fast weight may move
+``jko_proximal``  ``argmin_r D(r, rho) / (2 tau) + KL(r | t) + eps <r, log r>``: a Jordan-Kinderlehrer-Otto step
+                  [JordanKinderlehrerOtto1998], so the geometry of the forecasts decides how fast weight may move
 ================  ==================================================================================================
 
-``S_eps`` is the Sinkhorn divergence for the cost between the experts' forecasts: entropic transport cost less half of
-each end's cost to itself. Without that correction a step of any size, even zero, would smear the weights over experts
-whose forecasts happen to be near each other on this tick [feydy2019]. The entropy in the energy is what makes a volatile
+``D`` is the entropic transport cost ``OT_eps(r, rho)`` for the cost between the experts' forecasts, centred at
+``rho``: less its tangent there. It is convex, zero at ``rho`` and positive elsewhere, and tends to the squared
+Wasserstein distance as eps vanishes. Without centring, a step of any size, even zero, would smear the weights over
+experts whose forecasts happen to be near each other on this tick. The entropy in the energy is what makes a volatile
 stream spread its weights: the step rests at ``t ** (1 / (1 + eps))``, normalised, which is uniform as eps grows.
 """
 
@@ -34,7 +35,6 @@ from ._sinkhorn import (
     leaves_kernel_domain,
     marginal_error,
     regularised_cost,
-    safe_log,
     stopping_tolerance,
     volatility_coupled_sinkhorn,
 )
@@ -46,8 +46,8 @@ FUSION_METHODS: tuple[str, ...] = ("jko", "jko_proximal")
 def normalize_confidences(confidences: Float[Array, " kernels"]) -> Weights:
     """Confidences as weights on the simplex.
 
-    Not a number, negative and zero count as no confidence; infinities share the whole between them; where nobody has any
-    confidence the weights are uniform.
+    Not a number, negative and zero count as no confidence; infinities share the whole between them; where nobody has
+    any confidence the weights are uniform.
     """
     infinite = jnp.isposinf(confidences)
     usable = jnp.where(jnp.isfinite(confidences), jnp.maximum(confidences, 0.0), jnp.zeros_like(confidences))
@@ -91,78 +91,74 @@ def jko_proximal_step(
     config: PredictorConfig,
     wanted: Flag | bool = True,
 ) -> ProximalStep:
-    """``argmin_r S_eps(r, rho) / (2 tau) + KL(r | t) + eps <r, log r>`` by scaling iterations.
+    """``argmin_r D(r, rho) / (2 tau) + KL(r | t) + eps <r, log r>`` by scaling iterations.
 
     ``current_weights`` (rho) and ``target_weights`` (t) lie on the simplex, ``cost_matrix`` is symmetric with a zero
-    diagonal, ``epsilon`` and ``step_size`` (tau) are positive. The plan is ``diag(u) K diag(v)`` with rows rho and columns r.
-    With ``lambda = 2 tau (1 + eps)``, ``q = t ** (1 / (1 + eps))`` and ``gamma = lambda / (eps + lambda)`` the
-    optimality conditions read [peyre2015; chizat2018; janati2020, for d]
+    diagonal, ``epsilon`` and ``step_size`` (tau) are positive. With ``K = exp(-C / eps)``, ``lambda = 2 tau (1 +
+    eps)``, ``q = t ** (1 / (1 + eps))`` and ``gamma = lambda / (eps + lambda)`` the plan is ``diag(u) K diag(v)``,
+    its rows sum to rho, its columns to the new weights, and [Peyre2015; ChizatEtAl2018, section 3]
 
-        u = rho / (K v),    v = d ** (1 - gamma) * (q / (K' u)) ** gamma,    d * (K d) = r = v * (K' u).
+        u = rho / (K v),    v = d ** (1 - gamma) * (q / (K' u)) ** gamma,
 
-    ``max_err`` is the largest gap in the rows, and in the equation for d.
+    where ``eps log d`` is the slope of ``OT_eps(., rho)`` at rho: ``d * (K d) = rho``, found in the same loop by the
+    symmetric iteration [KnightRuizUcar2014]. A weight of zero could never grow, since the slope there is infinite: rho is
+    floored at ``numerical_epsilon``. ``max_err`` is the largest gap in any of the three equations, as weights.
     """
     dtype = cost_matrix.dtype
-    tiny = float(jnp.finfo(dtype).tiny)
     pull = 2.0 * step_size * (1.0 + epsilon)
     gamma = pull / (epsilon + pull)
-    log_goal = jnp.log(jnp.maximum(target_weights, tiny)) / (1.0 + epsilon)
-    start = jnp.sqrt(jnp.maximum(0.5 * (current_weights + target_weights), tiny))
+    current = project_to_simplex_sum(jnp.maximum(current_weights, jnp.asarray(config.numerical_epsilon, dtype)))
+    goal = jnp.log(jnp.maximum(target_weights, float(jnp.finfo(dtype).tiny))) / (1.0 + epsilon)
     scaled_cost = cost_matrix / epsilon
     kernel = jnp.exp(-scaled_cost)
+    start = jnp.sqrt(current)
     tolerance, max_iter = stopping_tolerance(config, dtype), jnp.asarray(config.sinkhorn_max_iter, jnp.int32)
     wanted = jnp.asarray(wanted)
 
     def step(scalings: tuple[Weights, Weights]) -> tuple[tuple[Weights, Weights], Scalar]:
         v, d = scalings
-        u = current_weights / jnp.maximum(jnp.sum(kernel * v[None, :], axis=1), tiny)
-        arriving = jnp.maximum(jnp.sum(kernel * u[:, None], axis=0), tiny)
-        self_sum = jnp.maximum(jnp.sum(kernel * d[:, None], axis=0), tiny)
-        weights = v * arriving
-        new_v = jnp.exp((1.0 - gamma) * jnp.log(d) + gamma * (log_goal - jnp.log(arriving)))
-        # Half a step, geometrically: the full symmetric iteration oscillates [knight2014].
-        new_d = jnp.sqrt(d * (weights / self_sum) + tiny)
-        error = jnp.maximum(jnp.max(jnp.abs(new_v * arriving - weights)), jnp.max(jnp.abs(d * self_sum - weights)))
+        u = current / jnp.sum(kernel * v[None, :], axis=1)
+        arriving = jnp.sum(kernel * u[:, None], axis=0)
+        own = jnp.sum(kernel * d[None, :], axis=1)
+        new_v = jnp.exp((1.0 - gamma) * jnp.log(d) + gamma * (goal - jnp.log(arriving)))
+        # A common factor of v cancels in the plan but would decay slowly: fix it by the mass [SejourneVialardPeyre2022].
+        new_v = new_v / jnp.sum(new_v * arriving)
+        # Half a step, geometrically: the whole one oscillates.
+        new_d = jnp.sqrt(d * (current / own))
+        error = jnp.maximum(jnp.max(jnp.abs((new_v - v) * arriving)), jnp.max(jnp.abs(d * own - current)))
         return (new_v, new_d), error
 
     unsafe = leaves_kernel_domain(cost_matrix, epsilon)
     (v, d), iterations = iterate_to_tolerance(step, (start, start), max_iter, tolerance, wanted & ~unsafe)
 
-    log_current = safe_log(current_weights)
+    log_current = jnp.log(current)
 
     def log_step(potentials: tuple[Weights, Weights]) -> tuple[tuple[Weights, Weights], Scalar]:
         log_v, log_d = potentials
         log_u = log_current - jax.nn.logsumexp(log_v[None, :] - scaled_cost, axis=1)
         log_arriving = jax.nn.logsumexp(log_u[:, None] - scaled_cost, axis=0)
-        log_self = jax.nn.logsumexp(log_d[:, None] - scaled_cost, axis=0)
-        log_weights = log_v + log_arriving
-        new_v = (1.0 - gamma) * log_d + gamma * (log_goal - log_arriving)
-        new_d = 0.5 * (log_d + log_weights - log_self)
-        weights = jnp.exp(log_weights)
-        error = jnp.maximum(
-            jnp.max(jnp.abs(jnp.exp(new_v + log_arriving) - weights)),
-            jnp.max(jnp.abs(jnp.exp(log_d + log_self) - weights)),
-        )
+        log_own = jax.nn.logsumexp(log_d[None, :] - scaled_cost, axis=1)
+        new_v = (1.0 - gamma) * log_d + gamma * (goal - log_arriving)
+        new_v = new_v - jax.nn.logsumexp(new_v + log_arriving)
+        new_d = 0.5 * (log_d + log_current - log_own)
+        moved = jnp.abs(jnp.exp(new_v + log_arriving) - jnp.exp(log_v + log_arriving))
+        error = jnp.maximum(jnp.max(moved), jnp.max(jnp.abs(jnp.exp(log_d + log_own) - current)))
         return (new_v, new_d), error
 
     lost = ~(jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(d)))
     in_logs = wanted & (unsafe | lost)
-    (log_v, log_d), log_iterations = iterate_to_tolerance(
-        log_step, (jnp.log(start), jnp.log(start)), max_iter, tolerance, in_logs
-    )
-    # One more pass over the rows: the plan then carries exactly the current weights away.
-    u = current_weights / jnp.maximum(jnp.sum(kernel * v[None, :], axis=1), tiny)
+    logs = (0.5 * log_current, 0.5 * log_current)
+    (log_v, log_d), log_iterations = iterate_to_tolerance(log_step, logs, max_iter, tolerance, in_logs)
+
+    # One more pass over the rows, so that the plan carries exactly the current weights away.
+    u = current / jnp.sum(kernel * v[None, :], axis=1)
     log_u = log_current - jax.nn.logsumexp(log_v[None, :] - scaled_cost, axis=1)
-    plan = jnp.where(
-        in_logs, jnp.exp(log_u[:, None] + log_v[None, :] - scaled_cost), (u[:, None] * kernel) * v[None, :]
-    )
+    in_kernel = (u[:, None] * kernel) * v[None, :]
+    plan = jnp.where(in_logs, jnp.exp(log_u[:, None] + log_v[None, :] - scaled_cost), in_kernel)
     weights = project_to_simplex_sum(jnp.sum(plan, axis=0))
-    self_gap = jnp.where(
-        in_logs,
-        jnp.exp(log_d + jax.nn.logsumexp(log_d[:, None] - scaled_cost, axis=0)),
-        d * jnp.sum(kernel * d[:, None], axis=0),
-    )
-    max_err = jnp.maximum(marginal_error(plan, current_weights, weights), jnp.max(jnp.abs(self_gap - weights)))
+    _, gap = step((v, d))
+    _, log_gap = log_step((log_v, log_d))
+    max_err = jnp.maximum(marginal_error(plan, current, weights), jnp.where(in_logs, log_gap, gap))
     return ProximalStep(weights, plan, max_err, jnp.where(in_logs, log_iterations, iterations), in_logs)
 
 
@@ -178,9 +174,9 @@ def fuse_kernel_outputs(
     """One fusion step from ``current_weights`` (on the simplex) by ``config.fusion_method``, and the fused forecast.
 
     ``ema_variance`` (dimensionless, 0 or more) sets the regularisation. The step size is ``config.learning_rate``,
-    clamped to [0, 1]. Where ``hold`` is true the weights are ``held_weights`` instead (``current_weights`` unless given,
-    divided by their sum), the free energy is 0, the plan is diagonal, no iteration is spent and ``sinkhorn_converged``
-    is false: in grace, in degraded mode, after an entropy reset and in an emergency.
+    clamped to [0, 1]. Where ``hold`` is true the weights are ``held_weights`` instead (``current_weights`` unless
+    given, divided by their sum), the free energy is 0, the plan is diagonal, no iteration is spent and
+    ``sinkhorn_converged`` is false: in grace, in degraded mode, after an entropy reset and in an emergency.
 
     A forecast that is not finite gets no weight and counts as 0. ``updated_weights`` sums to one within rounding, and
     ``fused_prediction`` is its product with the forecasts. Raises ``ValueError`` while tracing for an unknown method.

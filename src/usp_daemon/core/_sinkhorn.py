@@ -1,8 +1,9 @@
 """Entropic optimal transport between two vectors of weights, with a regularisation that follows volatility.
 
-The plan ``P`` minimises ``<P, C> + epsilon * sum(P * (log P - 1))`` among the plans whose rows sum to the source and whose
-columns sum to the target. It has the form ``P = diag(u) K diag(v)`` with ``K = exp(-C / epsilon)``, and Sinkhorn's
-iteration fixes the two marginals in turn [cuturi2013; peyre2019, eq. 4.15]. Two domains do the same arithmetic:
+The plan ``P`` minimises ``<P, C> + epsilon * sum(P * (log P - 1))`` among the plans whose rows sum to the source and
+whose columns sum to the target. It has the form ``P = diag(u) K diag(v)`` with ``K = exp(-C / epsilon)``, and
+Sinkhorn's iteration fixes the two marginals in turn [Cuturi2013; PeyreCuturi2019, eq. 4.15]. Two domains do the same
+arithmetic:
 
 ========  ===========================================================  ==========================================
 domain    iteration                                                    used
@@ -12,8 +13,8 @@ log       ``f = eps log a - eps logsumexp((g - C) / eps)``, ``g``      where ``K
           alike                                                        lost a scaling to overflow
 ========  ===========================================================  ==========================================
 
-Both loops stop by themselves, and under ``vmap`` a lane that has stopped is frozen, so that its result does not depend on
-the lanes beside it; a tile in which no lane needs the log domain runs that loop zero times.
+Both loops stop by themselves, and under ``vmap`` a lane that has stopped is frozen, so that its result does not
+depend on the lanes beside it; a tile in which no lane needs the log domain runs that loop zero times.
 """
 
 from collections.abc import Callable
@@ -41,9 +42,9 @@ Domain = Literal["auto", "kernel", "log"]
 def compute_sinkhorn_epsilon(ema_variance: Scalar, config: PredictorConfig, cost_scale: Scalar | float = 1.0) -> Scalar:
     """The regularisation that volatility asks for: ``max(epsilon_min * cost_scale, epsilon_0 * (1 + alpha * sigma))``.
 
-    ``ema_variance`` is the dimensionless EWMA variance of innovations (0 or more), ``sigma`` its root. ``cost_scale`` is
-    the largest entry of the cost that the regularisation will meet. The floor is relative to it, because what
-    Sinkhorn's speed of convergence and the range of its kernel depend on is ``max(C) / epsilon`` [franklin1989]; so
+    ``ema_variance`` is the dimensionless EWMA variance of innovations (0 or more), ``sigma`` its root. ``cost_scale``
+    is the largest entry of the cost that the regularisation will meet. The floor is relative to it, because what
+    Sinkhorn's speed of convergence and the range of its kernel depend on is ``max(C) / epsilon`` [FranklinLorenz1989]; so
     ``max(C) / epsilon <= 1 / epsilon_min``, and the floor binds where forecasts are spread and volatility is low.
 
     Dimensionless and positive. No gradient flows through it, in either direction.
@@ -59,8 +60,9 @@ def compute_sinkhorn_epsilon(ema_variance: Scalar, config: PredictorConfig, cost
 def compute_cost_matrix(predictions: Float[Array, " kernels"], config: PredictorConfig) -> CostMatrix:
     """Squared differences between the experts' forecasts, divided by their mean over distinct pairs.
 
-    Scale-free: multiplying or shifting every ``predictions`` leaves it unchanged. Non-negative, symmetric, zero diagonal;
-    its largest entry lies between 1.5 and 3 for four forecasts. All zeros when the forecasts are equal to rounding.
+    Scale-free: multiplying or shifting every ``predictions`` leaves it unchanged. Non-negative, symmetric, zero
+    diagonal; its largest entry lies between 1.5 and 3 for four forecasts. All zeros when the forecasts are equal to
+    rounding.
     """
     del config
     dtype = predictions.dtype
@@ -150,7 +152,7 @@ def _scale_kernel(
 def _scale_logarithms(
     source: Weights, target: Weights, scaled_cost: CostMatrix, max_iter: Count, tolerance: Scalar, wanted: Flag
 ) -> tuple[tuple[Weights, Weights], Count]:
-    """The logarithms of the scalings, ``(f / epsilon, g / epsilon)``, by the same iteration; ``scaled_cost`` is C / epsilon."""
+    """The same on logarithms: ``(f / epsilon, g / epsilon)``; ``scaled_cost`` is ``C / epsilon``."""
     log_source, log_target = safe_log(source), safe_log(target)
 
     def step(potentials: tuple[Weights, Weights]) -> tuple[tuple[Weights, Weights], Scalar]:
@@ -217,7 +219,7 @@ def _regularised_cost(
 
 @_regularised_cost.defjvp
 def _regularised_cost_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Scalar, Scalar]:
-    """Envelope theorem: the plan is optimal, so the cost moves as ``<P, dC> + <f, da> + <g, db>`` [peyre2019, 9.1]."""
+    """Envelope theorem: the plan is optimal, so the cost moves as ``<P, dC> + <f, da> + <g, db>`` [PeyreCuturi2019, section 9.1]."""
     source, target, _, epsilon, plan, log_u, log_v = primals
     source_dot, target_dot, cost_dot = tangents[:3]
     # An empty marginal has an infinite slope; zero keeps what differentiates through it finite.
@@ -243,8 +245,8 @@ def volatility_coupled_sinkhorn(
     ``ema_variance`` dimensionless. At most ``sinkhorn_max_iter`` iterations. Where ``wanted`` is false none is made
     and the plan means nothing. ``domain`` pins one of the two domains, for tests and benchmarks.
 
-    ``reg_ot_cost`` is differentiable in both marginals (up to a constant each) and in the cost; the plan itself, epsilon
-    and the diagnostics carry no gradient. ``converged`` says that both marginals are met within
+    ``reg_ot_cost`` is differentiable in both marginals (up to a constant each) and in the cost; the plan itself,
+    epsilon and the diagnostics carry no gradient. ``converged`` says that both marginals are met within
     ``validation_simplex_atol``; ``max_err`` is the largest gap.
     """
     dtype = cost_matrix.dtype
