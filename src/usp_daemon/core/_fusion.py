@@ -101,8 +101,8 @@ def jko_proximal_step(
         u = rho / (K v),    v = d ** (1 - gamma) * (q / (K' u)) ** gamma,
 
     where ``eps log d`` is the slope of ``OT_eps(., rho)`` at rho: ``d * (K d) = rho``, found in the same loop by the
-    symmetric iteration [KnightRuizUcar2014]. A weight of zero could never grow, since the slope there is infinite: rho is
-    floored at ``numerical_epsilon``. ``max_err`` is the largest gap in any of the three equations, as weights.
+    symmetric iteration [KnightRuizUcar2014]. A weight of zero could never grow, since the slope there is infinite:
+    rho is floored at ``numerical_epsilon``. ``max_err`` is the largest gap in any of the three equations, as weights.
     """
     dtype = cost_matrix.dtype
     pull = 2.0 * step_size * (1.0 + epsilon)
@@ -121,7 +121,8 @@ def jko_proximal_step(
         arriving = jnp.sum(kernel * u[:, None], axis=0)
         own = jnp.sum(kernel * d[None, :], axis=1)
         new_v = jnp.exp((1.0 - gamma) * jnp.log(d) + gamma * (goal - jnp.log(arriving)))
-        # A common factor of v cancels in the plan but would decay slowly: fix it by the mass [SejourneVialardPeyre2022].
+        # A common factor of v cancels in the plan but would decay slowly: fix it by the mass
+        # [SejourneVialardPeyre2022].
         new_v = new_v / jnp.sum(new_v * arriving)
         # Half a step, geometrically: the whole one oscillates.
         new_d = jnp.sqrt(d * (current / own))

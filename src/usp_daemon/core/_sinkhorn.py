@@ -44,8 +44,9 @@ def compute_sinkhorn_epsilon(ema_variance: Scalar, config: PredictorConfig, cost
 
     ``ema_variance`` is the dimensionless EWMA variance of innovations (0 or more), ``sigma`` its root. ``cost_scale``
     is the largest entry of the cost that the regularisation will meet. The floor is relative to it, because what
-    Sinkhorn's speed of convergence and the range of its kernel depend on is ``max(C) / epsilon`` [FranklinLorenz1989]; so
-    ``max(C) / epsilon <= 1 / epsilon_min``, and the floor binds where forecasts are spread and volatility is low.
+    Sinkhorn's speed of convergence and the range of its kernel depend on is ``max(C) / epsilon``
+    [FranklinLorenz1989]; so ``max(C) / epsilon <= 1 / epsilon_min``, and the floor binds where forecasts are spread
+    and volatility is low.
 
     Dimensionless and positive. No gradient flows through it, in either direction.
     """
@@ -219,7 +220,7 @@ def _regularised_cost(
 
 @_regularised_cost.defjvp
 def _regularised_cost_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Scalar, Scalar]:
-    """Envelope theorem: the plan is optimal, so the cost moves as ``<P, dC> + <f, da> + <g, db>`` [PeyreCuturi2019, section 9.1]."""
+    """Envelope theorem: the plan is optimal, so the cost moves as ``<P, dC> + <f, da> + <g, db>``."""
     source, target, _, epsilon, plan, log_u, log_v = primals
     source_dot, target_dot, cost_dot = tangents[:3]
     # An empty marginal has an infinite slope; zero keeps what differentiates through it finite.
