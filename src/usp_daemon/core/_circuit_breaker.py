@@ -6,7 +6,7 @@ began. A jump is its own reason: it has a pointwise exponent near 0, whatever th
 [MallatHwang1992].
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ._types import NUM_KERNELS, Flag, KernelType, Scalar, Weights
 CONFIDENCE = 2.0
 
 
+@runtime_checkable
 class Regularity(Protocol):
     """What the breaker reads: a global exponent with its standard error, and the strongest recent singularity."""
 
