@@ -4,9 +4,9 @@
     python scripts/train_deep_galerkin.py measure
 
 Only the residual of the backward Kolmogorov equation is minimised (the terminal condition is built into the trial
-solution), at random points, anew in every step [sirignano2018dgm]. The points are drawn star-wise: coefficients from the
-box, times a random horizon, so that every point's past is sampled too. Each tier starts as an exact copy of the tier
-before it, with the new units silent. The shipped weights are the exponential average of the iterates.
+solution), at random points, anew in every step [SirignanoSpiliopoulos2018]. The points are drawn star-wise: coefficients from
+the box, times a random horizon, so that every point's past is sampled too. Each tier starts as an exact copy of the
+tier before it, with the new units silent. The shipped weights are the exponential average of the iterates.
 
 Deterministic for a given seed and number of steps; ``--seconds`` stops at a multiple of the chunk of steps.
 """
@@ -180,7 +180,7 @@ def guard_gradient(
 def train_step(
     plan: TrainingPlan, state: TrainingState, key: jax.Array, learning_rate: jax.Array
 ) -> tuple[TrainingState, jax.Array]:
-    """One step of Adam [kingma2015adam] on fresh points."""
+    """One step of Adam [KingmaBa2015] on fresh points."""
     loss, gradient = jax.value_and_grad(loss_fn)(state.weights, sample_problems(key, plan.num_points))
     gradient, rate_factor, in_a_row, runaway = guard_gradient(plan, gradient, state.rate_factor, state.clipped_in_a_row)
     step = state.step + 1
@@ -219,7 +219,7 @@ def learning_rates(plan: TrainingPlan, fraction_from: float, fraction_to: float,
 def train(
     plan: TrainingPlan, weights: NetworkWeights, key: jax.Array, seconds: float | None = None, report: Any = print
 ) -> tuple[TrainingState, list[float]]:
-    """Trains for ``plan.num_steps`` or, if given, for about ``seconds``; returns the state and the mean loss per chunk."""
+    """Trains for ``plan.num_steps`` or, if given, about ``seconds``; returns the state and the mean loss per chunk."""
     state = initial_state(jax.tree.map(jnp.array, weights))
     losses: list[float] = []
     start = time.monotonic()
@@ -274,7 +274,7 @@ def finite_difference_increments(
     down = -drift / (2 * spacing) + variance / (2 * spacing**2)
     up = drift / (2 * spacing) + variance / (2 * spacing**2)
     middle = np.full_like(grid, -variance / spacing**2)
-    # The solution is smooth, so central differences serve at any cell Peclet number; one-sided along the drift at the ends.
+    # The solution is smooth, so central differences serve at any cell Peclet number; at the ends the drift's own side.
     down[0], up[0], middle[0] = 0.0, drift[0] / spacing, -drift[0] / spacing
     up[-1], down[-1], middle[-1] = 0.0, -drift[-1] / spacing, drift[-1] / spacing
 
@@ -294,8 +294,8 @@ def finite_difference_increments(
 def measure(weights: NetworkWeights, seed: int = 0, num_linear: int = 4096, num_cubic: int = 48) -> dict[str, float]:
     """Errors of the forecast increment in level standard deviations, against independent answers.
 
-    ``linear_*``: the exact Ornstein-Uhlenbeck answer; ``cubic_*``: finite differences. Problems fill the box; levels lie
-    in [-4, 4]. ``relative`` errors are in units of the drift's size over the horizon, median over the problems.
+    ``linear_*``: the exact Ornstein-Uhlenbeck answer; ``cubic_*``: finite differences. Problems fill the box; levels
+    lie in [-4, 4]. ``relative`` errors are in units of the drift's size over the horizon, median over the problems.
     """
     rng = np.random.default_rng(seed)
 

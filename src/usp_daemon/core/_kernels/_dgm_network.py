@@ -10,10 +10,10 @@ Stretching time changes nothing but the coefficients, so horizon and coefficient
 
 .. math:: V = x + \tau N, \qquad \tau N = A\,n_A + B\,n_B + C\,n_C ,
 
-where each :math:`n` is its value for small :math:`\tau` (for :math:`n_C` the exact answer of the pure cubic flow) plus one
-output of the network. The terminal condition then holds exactly, and an error of the network is an error *relative to the
-drift*: a process without drift is forecast as such to the last bit. Trained by ``scripts/train_deep_galerkin.py`` after
-[sirignano2018dgm]_; the residual hidden layers are those of [he2016deep]_.
+where each :math:`n` is its value for small :math:`\tau` (for :math:`n_C` the exact answer of the pure cubic flow) plus
+one output of the network. The terminal condition then holds exactly, and an error of the network is an error *relative
+to the drift*: a process without drift is forecast as such to the last bit. Trained by
+``scripts/train_deep_galerkin.py`` after [SirignanoSpiliopoulos2018]_; the residual layers are those of [He2016]_.
 """
 
 import functools
@@ -181,19 +181,25 @@ def _by_tier(evaluate: Callable[[NetworkWeights, Lanes], Array], lowest_tier: in
     def weights_of(tier: int, points: Array) -> NetworkWeights:
         return load_weights(tier, points.dtype.name)
 
+    def nothing(points: Array) -> Array:
+        return jnp.zeros((points.shape[0], *shape), points.dtype)
+
+    def those_of(k: int, tier: Array, points: Array, otherwise: Array) -> Array:
+        uses = tier == k
+        answer = lax.cond(jnp.any(uses), lambda at: evaluate(weights_of(k, at), at), nothing, points)
+        return jnp.where(uses.reshape(-1, *(1 for _ in shape)), answer, otherwise)
+
+    def larger(tier: Array, points: Array) -> Array:
+        result = nothing(points)
+        for k in tiers[1:]:
+            result = those_of(k, tier, points, result)
+        return result
+
     @custom_vmap
     def lanes(tier: Array, points: Array) -> Array:
-        result = jnp.zeros((points.shape[0], *shape), points.dtype)
-        for k in tiers:
-            uses = tier == k
-            answer = lax.cond(
-                jnp.any(uses),
-                lambda at, k=k: evaluate(weights_of(k, at), at),
-                lambda at: jnp.zeros((at.shape[0], *shape), at.dtype),
-                points,
-            )
-            result = jnp.where(uses.reshape(-1, *(1 for _ in shape)), answer, result)
-        return result
+        # Larger tiers are rare: one question for all of them first.
+        rare = lax.cond(jnp.any(tier > lowest_tier), larger, lambda _, at: nothing(at), tier, points)
+        return those_of(lowest_tier, tier, points, rare)
 
     @lanes.def_vmap
     def _(axis_size: int, in_batched: list[bool], tier: Array, points: Array) -> tuple[Array, bool]:
@@ -227,7 +233,7 @@ def _differentiable(lowest_tier: int) -> Any:
         return value(tier, at)
 
     @bracket.defjvp
-    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    def _(primals: tuple[Array, Array], tangents: tuple[Any, Array]) -> tuple[Array, Array]:
         tier, at = primals
         return value(tier, at), jnp.sum(gradient(tier, at) * tangents[1][None, :], axis=1)
 

@@ -4,10 +4,10 @@ The standardised level is taken to follow :math:`dX = (a + bX + cX^3)\,dt + s\,d
 coefficients come from a recursive ridge regression of the level's increments on (1, x, He3(x)); what one tick of
 discrete data says is turned into what the diffusion must be (for :math:`c = 0` exactly: :math:`b = \ln(1 + \beta)`).
 The forecast is :math:`V(h, x_t) - x_t`, where V solves the backward Kolmogorov equation and is represented by a network
-that was trained once for the whole family [sirignano2018dgm]_. Nothing is trained while the predictor runs.
+that was trained once for the whole family [SirignanoSpiliopoulos2018]_. Nothing is trained while the predictor runs.
 
-The entropy of V under the law of the recent levels, on bins fixed when the regime began, says how much richer the problem
-has become since; its ratio to the baseline decides the network's tier.
+The entropy of V under the law of the recent levels, on bins fixed when the regime began, says how much richer the
+problem has become since; its ratio to the baseline decides the network's tier.
 """
 
 from typing import Any
@@ -20,15 +20,15 @@ from jaxtyping import Array, Float
 
 from .. import _recursive_ridge as ridge
 from .._adaptive import compute_entropy_ratio, scale_dgm_architecture
-from .._numerics import ewma_rate
+from .._numerics import ewma_rate, safe_divide
 from .._parameters import DGM_TIERS, ENTROPY_BINS_CAPACITY, PredictorConfig, nearest_dgm_tier
 from .._results import KernelOutput
 from .._types import Count, Flag, Scalar
 from . import _dgm_network as network
 from ._interface import KernelObservation, RefreshContext
 
-# The third probabilists' Hermite polynomial over its standard deviation keeps the features uncorrelated under the level's
-# own law; a unit below one makes the cubic term earn its place (its prior is worth 1 / unit**2 ticks).
+# The third probabilists' Hermite polynomial over its standard deviation keeps the features uncorrelated under the
+# level's own law; a unit below one makes the cubic term earn its place (its prior is worth 1 / unit**2 ticks).
 _CUBIC_UNIT = 0.25
 _HERMITE_SCALE = _CUBIC_UNIT / 6.0**0.5
 _MAX_CUBIC = 0.2  # per tick; beyond it one tick would overshoot for every level in use
@@ -133,6 +133,7 @@ def update(state: DeepGalerkinState, observation: KernelObservation, config: Pre
             observation.previous_level,
             observation.level_unit,
             observation.scale,
+            observation.weight,
         ]
     )
     usable = jnp.all(jnp.isfinite(inputs))
@@ -194,21 +195,23 @@ def _mean_growth(z: Scalar) -> tuple[Scalar, Scalar]:
 def local_diffusion(state: DeepGalerkinState) -> LocalDiffusion:
     """The diffusion whose one-tick increments have the regression's mean and residual variance.
 
-    With ``E[dx | x] = alpha + beta x + gamma x^3`` per tick: exact for the linear part; the cubic term to first order,
-    including what it adds to the linear one by way of the noise (``E x^3 = m^3 + 3 m v``). The cubic term is kept where it
-    pushes inwards: a diffusion that it drives outwards explodes.
+    The regression says ``E[dx | x] = alpha + beta x + gamma He3(x)`` per tick. Without gamma the answer is exact:
+    ``b = ln(1 + beta)``. The cubic term is added to first order about that linear process, under which
+    ``E[He3(X_u) | x] = exp(3bu) He3(x) + (what the noise exceeds -2b by) x``. It is kept where it pushes inwards: a
+    diffusion that it drives outwards explodes.
     """
     coefficients = state.regression.coefficients
     gamma = jnp.clip(_HERMITE_SCALE * coefficients[2], -_MAX_CUBIC, 0.0)
-    slope_per_tick = coefficients[1] - 3.0 * gamma
     lowest, highest = float(np.expm1(network.MIN_SLOPE)), float(np.expm1(network.MAX_SLOPE))
-    slope = jnp.log1p(jnp.clip(slope_per_tick, lowest, highest))
-    spread, spread_mean = _mean_growth(2.0 * slope)
-    kept = jnp.exp(slope)
+    linear = jnp.log1p(jnp.clip(coefficients[1], lowest, highest))
+    spread, spread_mean = _mean_growth(2.0 * linear)
+    kept = jnp.exp(linear)
     variance = state.noise_variance / spread
     cubic = gamma / (kept * spread)
-    slope = jnp.log1p(jnp.clip(slope_per_tick - 3.0 * cubic * variance * kept * spread_mean, lowest, highest))
-    growth, _ = _mean_growth(slope)
+    by_noise = 3.0 * cubic * (variance + 2.0 * linear) * kept * spread_mean
+    linear = jnp.log1p(jnp.clip(coefficients[1] - by_noise, lowest, highest))
+    slope = linear - 3.0 * cubic
+    growth, _ = _mean_growth(linear)
     leverage = ridge.leverage(state.regression, _regressors(state.level))
     return LocalDiffusion(
         constant=coefficients[0] / growth,
@@ -292,8 +295,18 @@ def histogram_entropy(
 
 
 def entropy_ratio(state: DeepGalerkinState) -> Scalar:
-    """``exp(H - H0)``: by what factor the support of V has grown since the regime began; 1 without a baseline."""
-    return jnp.exp(state.entropy - state.baseline_entropy)
+    """``exp(H - H0)`` in [0.1, 10]: by what factor V has spread since the regime began; 1 before there is a baseline."""
+    return compute_entropy_ratio(state.entropy, state.baseline_entropy)
+
+
+def entropy_retained(state: DeepGalerkinState) -> Scalar:
+    """``H / H0`` in [0, 1]: how much of the regime's entropy is left, the quantity that mode collapse is judged by.
+
+    A fraction of ``ln(bins)`` cannot serve there: the bins leave room for wider laws, so a healthy regime starts at
+    about two thirds of it. 1 before there is a baseline.
+    """
+    retained = safe_divide(state.entropy, state.baseline_entropy, 1.0)
+    return jnp.clip(jnp.where(state.has_baseline, retained, 1.0), 0.0, 1.0)
 
 
 def _law_of_value(state: DeepGalerkinState, config: PredictorConfig) -> tuple[Array, Array]:
