@@ -1,8 +1,8 @@
 """Anchoring to persistence, and the running scores that weigh the kernels.
 
 A kernel's raw forecast d of the next increment e is shrunk to g d. The gain g is the lower confidence bound of the
-regression of e on d over the recent past, held to [0, 1]: a departure from "no change" counts only as far as it has been
-earned. With S the exponentially weighted sums,
+regression of e on d over the recent past, held to [0, 1]: a departure from "no change" counts only as far as it has
+been earned. With S the exponentially weighted sums,
 
     g = clip((S_de - c sqrt(S_dd sigma^2)) / S_dd, 0, 1),   sigma^2 = residual variance of that regression.
 """
@@ -73,9 +73,13 @@ def init_score(dtype: jnp.dtype) -> ScoreState:
 def update_score(
     state: ScoreState, errors: Weights, window: Scalar, emergency: Flag, config: PredictorConfig
 ) -> ScoreState:
-    """Averages absolute errors (in units of the scale) over about ``window`` ticks; in emergency Huber's loss stands in."""
+    """Averages absolute errors (in units of the scale) over about ``window`` ticks; in emergency Huber's loss stands
+    in.
+    """
     size = jnp.abs(errors)
-    huber = jnp.where(size <= config.huber_delta, 0.5 * size * size / config.huber_delta, size - 0.5 * config.huber_delta)
+    huber = jnp.where(
+        size <= config.huber_delta, 0.5 * size * size / config.huber_delta, size - 0.5 * config.huber_delta
+    )
     loss = jnp.where(emergency, huber, jnp.minimum(size, config.innovation_clip))
     weight = jnp.minimum(state.weight + 1.0, jnp.maximum(window, 1.0))
     return ScoreState(loss=state.loss + (loss - state.loss) / weight, weight=weight)

@@ -1,8 +1,8 @@
 """Online conformal intervals: running quantiles of the standardised forecast errors.
 
 The errors of the fused forecast are divided by a volatility that blends a fast and a slow running mean absolute error;
-every level of the quantile grid then follows its own stochastic-gradient path on the pinball loss (Gibbs & Candes, 2021),
-so each level's coverage is right in the long run whatever the law of the errors.
+every level of the quantile grid then follows its own stochastic-gradient path on the pinball loss (Gibbs & Candes,
+2021), so each level's coverage is right in the long run whatever the law of the errors.
 """
 
 from statistics import NormalDist

@@ -1,7 +1,7 @@
 """The ingestion gate: what may reach the model, and what it was if it may not.
 
-One tick in, one verdict out. A refused tick changes only the gate's own state. All distances are in units of the symbol's
-own robust scale of non-zero increments, all gaps in units of its own cadence.
+One tick in, one verdict out. A refused tick changes only the gate's own state. All distances are in units of the
+symbol's own robust scale of non-zero increments, all gaps in units of its own cadence.
 
 Spikes, garbage and true level shifts look alike on their first tick. They are told apart by what follows:
 
@@ -126,8 +126,8 @@ def inspect(
 ) -> tuple[GateState, GateDecision]:
     """Judges one tick.
 
-    ``forecast`` is the standing forecast and ``last_value`` the last accepted value, both in units of the symbol. Of the
-    state returned, everything but the degraded mode is final; that one needs the hysteresis of :mod:`._degraded`.
+    ``forecast`` is the standing forecast and ``last_value`` the last accepted value, both in units of the symbol. Of
+    the state returned, everything but the degraded mode is final; that one needs the hysteresis of :mod:`._degraded`.
     """
     dtype = state.scale.dtype
     value = tick.magnitude.astype(dtype)
@@ -175,7 +175,9 @@ def inspect(
     run = equal_run.astype(dtype)
     start = min_steps.astype(dtype)
     long_rate = jnp.maximum(state.long_repeat_rate, state.repeat_rate)
-    log_chance = jnp.minimum(run, start) * jnp.log(state.repeat_rate) + jnp.maximum(run - start, 0.0) * jnp.log(long_rate)
+    log_chance = jnp.minimum(run, start) * jnp.log(state.repeat_rate) + jnp.maximum(run - start, 0.0) * jnp.log(
+        long_rate
+    )
     freezes = repeated & (equal_run >= min_steps) & (log_chance < jnp.log(config.frozen_false_alarm_probability))
     moved_far = jnp.abs(value - state.last_seen_value) > jnp.sqrt(config.frozen_signal_recovery_ratio) * state.scale
     moved_steps = jnp.where(observed & state.frozen & ~repeated, state.moved_steps + 1, 0)
@@ -204,7 +206,9 @@ def inspect(
     # A symbol whose ordinary increments have a heavy tail (a daily rush, say) sets its own bounds.
     widening = jnp.sqrt(1.0 + jnp.minimum(missed, 100).astype(dtype))
     spread, tail = state.scale * widening, state.tail * widening
-    hard = known & (distance > jnp.maximum(config.sigma_bound * config.sigma_val * spread, 2.0 * state.extreme * widening))
+    hard = known & (
+        distance > jnp.maximum(config.sigma_bound * config.sigma_val * spread, 2.0 * state.extreme * widening)
+    )
     soft = known & (distance > jnp.maximum(_SUSPECT_SIGMAS * config.sigma_val * spread, _SUSPECT_TAILS * tail)) & ~hard
     returning = state.jump_pending & (jnp.abs(value - state.before_jump) < jnp.abs(value - state.candidate_value))
     reverting_symbol = state.jumps_reverted > state.jumps_stuck
@@ -266,7 +270,9 @@ def inspect(
         long_repeat_rate=long_repeat_rate,
         frozen=frozen,
         moved_steps=moved_steps,
-        num_consecutive_outliers=jnp.where(observed, jnp.where(rebased, 0, num_outliers), state.num_consecutive_outliers),
+        num_consecutive_outliers=jnp.where(
+            observed, jnp.where(rebased, 0, num_outliers), state.num_consecutive_outliers
+        ),
         candidate_value=jnp.where(outlier | jumped, value, state.candidate_value),
         candidate_run=jnp.where(observed, jnp.where(rebased, 0, candidate_run), state.candidate_run),
         before_jump=jnp.where(jumped, last_value, state.before_jump),

@@ -1,7 +1,7 @@
 """One tick in causal order: gate, score, detect, volatility, circuit breaker, weigh, learn, forecast, calibrate, store.
 
-``advance`` is the fast step of every tick, ``refresh`` the heavy and rare work of one symbol; ``orchestrate_step`` is the
-two together and what everything else calls, in batches by ``orchestrate_step_batch``.
+``advance`` is the fast step of every tick, ``refresh`` the heavy and rare work of one symbol; ``orchestrate_step`` is
+the two together and what everything else calls, in batches by ``orchestrate_step_batch``.
 """
 
 import dataclasses
@@ -43,7 +43,8 @@ class _Step(eqx.Module):
 def carried_forecast(model: ModelState, missed: Array) -> tuple[Scalar, Scalar]:
     """The standing forecast after ``missed`` further periods, and how much wider its interval is.
 
-    An increment forecast does not compound: the level is carried flat and the spread grows with the square root of time.
+    An increment forecast does not compound: the level is carried flat and the spread grows with the square root of
+    time.
     """
     return model.forecast, jnp.sqrt(1.0 + jnp.minimum(missed, 1000).astype(model.forecast.dtype))
 
@@ -111,9 +112,7 @@ def _accept(
 
     # Scores decide confidence: what each expert had said one tick ago against what came.
     anchor = _anchor.update(model.anchor, model.raw_increments, outcome, weight, config)
-    score = _anchor.update_score(
-        model.score, outcome - model.kernel_increments, entropy_window, emergency, config
-    )
+    score = _anchor.update_score(model.score, outcome - model.kernel_increments, entropy_window, emergency, config)
     score = select_tree(weight > 0, score, model.score)
     confidences = _anchor.confidences(score, config)
 
@@ -274,7 +273,9 @@ def advance(
     change = model.change_point
     emergency = model.emergency_mode
     mode = jnp.where(
-        emergency, int(OperatingMode.EMERGENCY), jnp.where(degraded, int(OperatingMode.ROBUST), int(OperatingMode.STANDARD))
+        emergency,
+        int(OperatingMode.EMERGENCY),
+        jnp.where(degraded, int(OperatingMode.ROBUST), int(OperatingMode.STANDARD)),
     )
     kernel_b, kernel_c = model.kernels[1], model.kernels[2]
     weights: Weights = jnp.where(
@@ -381,8 +382,8 @@ def orchestrate_step(
 ) -> tuple[InternalState, OrchestrationResult]:
     """One tick of one symbol: the next state, and everything there is to say.
 
-    Pure; ``jit``, ``vmap`` and ``scan`` apply. Under ``vmap`` the refresh is computed for every lane: batches are better
-    served by :func:`orchestrate_step_batch`.
+    Pure; ``jit``, ``vmap`` and ``scan`` apply. Under ``vmap`` the refresh is computed for every lane: batches are
+    better served by :func:`orchestrate_step_batch`.
     """
     advanced, result = advance(state, observation, config)
     due = result.prediction.refresh_due

@@ -30,7 +30,9 @@ def structural(default: Any) -> Any:
 
 
 class PredictorConfig(eqx.Module):
-    """Parameters of one predictor (the specification's record of the same name; the errata list what became of each field)."""
+    """Parameters of one predictor (the specification's record of the same name; the errata list what became of each
+    field).
+    """
 
     # fusion and weights
     learning_rate: Any = 0.05

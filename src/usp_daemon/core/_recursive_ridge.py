@@ -1,9 +1,9 @@
 r"""Recursive ridge regression with forgetting, in Potter's square-root form.
 
-Minimises :math:`\sum_i \lambda^{t-i} w_i (y_i - \theta^\top x_i)^2 + \text{prior}` one sample at a time. The covariance is
-carried as a factor ``root`` with :math:`P = root\, root^\top`, so it cannot turn indefinite, in float32 either; the textbook
-form does within 250 ticks at a ridge of 1e-6. Source: Potter's update as in Bierman (1977), *Factorization Methods for
-Discrete Sequential Estimation*, ch. II; the exponential window is Haykin (2014), ch. 10.
+Minimises :math:`\sum_i \lambda^{t-i} w_i (y_i - \theta^\top x_i)^2 + \text{prior}` one sample at a time. The covariance
+is carried as a factor ``root`` with :math:`P = root\, root^\top`, so it cannot turn indefinite, in float32 either; the
+textbook form does within 250 ticks at a ridge of 1e-6. Source: Potter's update as in Bierman (1977), *Factorization
+Methods for Discrete Sequential Estimation*, ch. II; the exponential window is Haykin (2014), ch. 10.
 """
 
 import equinox as eqx
@@ -49,8 +49,8 @@ def update(
 ) -> RidgeState:
     """Learns one sample.
 
-    ``forgetting`` in (0, 1] discounts the past, ``weight`` in [0, 1] discounts this sample (0 leaves the coefficients as
-    they are), ``max_variance`` bounds each coefficient's variance, so that directions nobody excites do not wind up.
+    ``forgetting`` in (0, 1] discounts the past, ``weight`` in [0, 1] discounts this sample (0 leaves the coefficients
+    as they are), ``max_variance`` bounds each coefficient's variance, so that directions nobody excites do not wind up.
     """
     root = state.root / jnp.sqrt(forgetting)
     projected = jnp.sum(root * features[:, None], axis=0)  # root' x

@@ -12,9 +12,10 @@ from ._types import Count, Flag, Scalar, Weights
 class ProcessState(eqx.Module):
     """One tick as the step sees it.
 
-    ``magnitude`` is the observed value in the symbol's own units, ``reference`` the realised value that scores the stored
-    forecast (the magnitude itself in one-step forecasting), ``timestamp_ns`` the event time and ``record_timestamp_ns`` the
-    time of the record that carried it; the latter two are Unix nanoseconds, and their difference is the clock skew.
+    ``magnitude`` is the observed value in the symbol's own units, ``reference`` the realised value that scores the
+    stored forecast (the magnitude itself in one-step forecasting), ``timestamp_ns`` the event time and
+    ``record_timestamp_ns`` the time of the record that carried it; the latter two are Unix nanoseconds, and their
+    difference is the clock skew.
     """
 
     magnitude: Scalar
@@ -24,7 +25,9 @@ class ProcessState(eqx.Module):
 
 
 class KernelOutput(eqx.Module):
-    """One expert's forecast: ``prediction``, its ``confidence`` (a precision: larger is better) and what else it knows."""
+    """One expert's forecast: ``prediction``, its ``confidence`` (a precision: larger is better) and what else it
+    knows.
+    """
 
     prediction: Scalar
     confidence: Scalar

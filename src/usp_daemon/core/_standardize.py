@@ -56,7 +56,9 @@ def floored_scale(state: ScaleState, value: Scalar) -> Scalar:
     return jnp.maximum(state.increment_scale, floor)
 
 
-def update_scale(state: ScaleState, value: Scalar, increment: Scalar, learns: Flag, config: PredictorConfig) -> ScaleState:
+def update_scale(
+    state: ScaleState, value: Scalar, increment: Scalar, learns: Flag, config: PredictorConfig
+) -> ScaleState:
     """Moves the scales by one accepted tick; zero increments and re-based jumps teach the increment scale nothing."""
     young = state.num_increments < 20
     size = jnp.abs(increment)

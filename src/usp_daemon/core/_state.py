@@ -96,8 +96,8 @@ _RECENT = 32
 def initialize_state(config: PredictorConfig, dtype: Any = None, seed: int = 0) -> InternalState:
     """A symbol that has seen nothing.
 
-    ``dtype`` is the arithmetic (float32 or float64; that of ``config`` when its fields are arrays, else float64), ``seed``
-    starts the symbol's random counter.
+    ``dtype`` is the arithmetic (float32 or float64; that of ``config`` when its fields are arrays, else float64),
+    ``seed`` starts the symbol's random counter.
     """
     if dtype is None:
         dtype = getattr(config.learning_rate, "dtype", jnp.float64)

@@ -9,18 +9,23 @@ import structlog
 
 def configure_logging(level: str = "warning", *, as_json: bool = False, stream: IO[str] | None = None) -> None:
     """Send every event of at least ``level`` (debug, info, warning, error) to ``stream``, standard error by default."""
-    target = stream if stream is not None else sys.stderr
+    target: Any = stream if stream is not None else sys.stderr
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    # Tracebacks are plain on purpose: prettier ones print local variables, and those may hold anything.
     processors.append(
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=target.isatty())
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(
+            colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+        )
     )
     if not as_json:
-        processors.remove(structlog.processors.format_exc_info)  # the console renderer shows tracebacks itself
+        processors.remove(structlog.processors.format_exc_info)  # the console renderer does that itself
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),

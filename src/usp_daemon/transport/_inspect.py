@@ -61,7 +61,8 @@ def inspect_file(
             raise InputError(f"{path}: is not a regular file")
         with path.open("rb") as raw:
             compressed = raw.read(2) == GZIP_MAGIC
-        with gzip.open(path) if compressed else path.open("rb") as stream:
+        opened: Any = gzip.open(path) if compressed else path.open("rb")
+        with opened as stream:
             header, num_lines = _first_line(stream)
             following, _ = _first_line(stream)
     except FileNotFoundError:

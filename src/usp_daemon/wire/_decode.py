@@ -126,7 +126,7 @@ class TickDecoder:
     def _decode_json(self, raw: RawBatch, position: int, record: bytes) -> tuple[str, int, float]:
         unit = self.format.time_unit
         try:
-            tick = self._typed.decode(record)
+            tick: Any = self._typed.decode(record)
             symbol, time, value = tick.symbol, tick.ts, tick.value
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             symbol, time, value = self._diagnose_json(record)
@@ -173,7 +173,7 @@ class TickDecoder:
         try:
             return symbol, time, None if value is None else float(value)
         except OverflowError:
-            return symbol, time, float("inf") if value > 0 else float("-inf")
+            return symbol, time, float("inf") if value is not None and value > 0 else float("-inf")
 
     def _decode_csv(self, raw: RawBatch, position: int, record: bytes) -> tuple[str, int, float]:
         del position

@@ -114,7 +114,8 @@ def increment(weights: NetworkWeights, problem: Problem) -> Float[Array, " lanes
 
 def save_weights(path: Any, weights: NetworkWeights) -> None:
     """Writes ``weights`` as plain float32 arrays (no pickled objects)."""
-    np.savez(path, **{name: np.asarray(value, np.float32) for name, value in vars(weights).items()})
+    arrays: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in vars(weights).items()}
+    np.savez(path, **arrays)
 
 
 def tier_file_name(tier: int) -> str:
@@ -133,7 +134,8 @@ def read_weights(content: bytes, dtype_name: str) -> NetworkWeights:
 @functools.cache
 def load_weights(tier: int, dtype_name: str) -> NetworkWeights:
     """The shipped weights of ``DGM_TIERS[tier]``; read and converted once per process and dtype."""
-    content = importlib.resources.files(__package__).joinpath("weights", tier_file_name(tier)).read_bytes()
+    package = __package__ or "usp_daemon.core._kernels"
+    content = importlib.resources.files(package).joinpath("weights", tier_file_name(tier)).read_bytes()
     return read_weights(content, dtype_name)
 
 

@@ -1,9 +1,9 @@
 """Kernel A: projection on the past in a reproducing kernel Hilbert space.
 
 Two recursive ridge regressions of the next increment. The linear one (the Wiener part) sees the last increments, the
-level and, where a season was found, the increments and level differences one and two seasons back. The Gaussian one sees
-random Fourier features (Rahimi & Recht, 2007) of a delay embedding with geometric delays, and is fitted to what the
-linear one leaves. Neither is refitted from scratch.
+level and, where a season was found, the increments and level differences one and two seasons back. The Gaussian one
+sees random Fourier features (Rahimi & Recht, 2007) of a delay embedding with geometric delays, and is fitted to what
+the linear one leaves. Neither is refitted from scratch.
 """
 
 import equinox as eqx
@@ -177,7 +177,9 @@ def predict(state: RkhsState, config: PredictorConfig) -> KernelOutput:
 
 
 def refresh(state: RkhsState, context: RefreshContext, config: PredictorConfig) -> RkhsState:
-    """Looks for a season: the highest autocorrelation of clipped increments, significant, confirmed and clearly better."""
+    """Looks for a season: the highest autocorrelation of clipped increments, significant, confirmed and clearly
+    better.
+    """
     dtype = context.history.dtype
     capacity = context.history.shape[0]
     increments = jnp.clip(context.history[1:] - context.history[:-1], -4.0, 4.0)
@@ -192,7 +194,9 @@ def refresh(state: RkhsState, context: RefreshContext, config: PredictorConfig) 
     overlap = jnp.maximum(n - lag.astype(dtype), 1.0)
     correlation = covariance / jnp.maximum(covariance[0], 1e-12) * n / overlap
     neighbours = jnp.maximum(jnp.roll(correlation, 1), jnp.roll(correlation, -1))
-    candidate = (lag >= _MIN_SEASON) & (lag < _MAX_SEASON) & (2 * lag + 8 < context.length) & (correlation >= neighbours)
+    candidate = (
+        (lag >= _MIN_SEASON) & (lag < _MAX_SEASON) & (2 * lag + 8 < context.length) & (correlation >= neighbours)
+    )
     score = jnp.where(candidate, correlation, -1.0)
     best = jnp.max(score)
     # Among peaks that are as good, the shortest: multiples of a season correlate as well as the season.

@@ -58,7 +58,11 @@ def write_report(
         for symbol, collector in collectors.items()
     ]
     data = orjson.dumps({"kernels": KERNEL_NAMES, "series": series}).decode()
-    template = importlib.resources.files(__package__).joinpath("template.html").read_text(encoding="utf-8")
+    template = (
+        importlib.resources.files(__package__ or "usp_daemon.service.report")
+        .joinpath("template.html")
+        .read_text(encoding="utf-8")
+    )
     head = "".join(f"<li><b>{html.escape(value)}</b> {html.escape(name)}</li>" for name, value in facts)
     page = (
         template.replace("@@TITLE@@", html.escape(title))
