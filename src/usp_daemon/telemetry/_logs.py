@@ -36,4 +36,4 @@ def configure_logging(level: str = "warning", *, as_json: bool = False, stream: 
 
 def get_logger(name: str) -> Any:
     """A logger that puts ``name`` (the module's) on every line as ``module``."""
-    return structlog.get_logger().bind(module=name)
+    return structlog.get_logger(module=name)
