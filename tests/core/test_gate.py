@@ -1,0 +1,287 @@
+"""The ingestion gate: what it refuses, what it lets through, and what it does after."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from usp_daemon.core import GateReason, PredictorConfig, ProcessState
+from usp_daemon.core import _degraded as degraded
+from usp_daemon.core import _gate as gate
+
+CONFIG = PredictorConfig().as_arrays()
+SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
+
+
+@jax.jit
+def _scan(values, stamps, records, config):
+    """The gate in front of persistence: the last accepted value is the forecast."""
+
+    def step(carry, tick):
+        state, last, started = carry
+        value, stamp, record = tick
+        observation = ProcessState(value, value, stamp, record)
+        last = jnp.where(started | ~jnp.isfinite(value), last, value)
+        state, decision = gate.inspect(state, observation, last, last, config)
+        mode, counter = degraded.update_degraded_mode(
+            state.degraded_mode, state.degraded_mode_recovery_counter, decision.degrading, config
+        )
+        state = dataclasses.replace(state, degraded_mode=mode, degraded_mode_recovery_counter=counter)
+        last = jnp.where(decision.accepted, value, last)
+        return (state, last, started | decision.accepted), (decision, mode, state.missed_periods)
+
+    first = (gate.init(values.dtype), jnp.asarray(0.0, values.dtype), jnp.asarray(False))
+    _, seen = jax.lax.scan(step, first, (values, stamps, records))
+    return seen
+
+
+class Seen:
+    """Verdicts as numpy arrays."""
+
+    def __init__(self, values, stamps=None, records=None, config=CONFIG) -> None:
+        values = np.asarray(values, float)
+        stamps = START + SECOND * np.arange(values.size) if stamps is None else np.asarray(stamps)
+        records = stamps if records is None else np.asarray(records)
+        decision, mode, missed = _scan(
+            jnp.asarray(values), jnp.asarray(stamps, jnp.int64), jnp.asarray(records, jnp.int64), config
+        )
+        self.accepted = np.asarray(decision.accepted)
+        self.reasons = np.asarray(decision.reasons)
+        self.rebased = np.asarray(decision.rebased)
+        self.missed_before = np.asarray(decision.missed_before)
+        self.degraded = np.asarray(mode)
+        self.missed = np.asarray(missed)
+
+    def has(self, reason: GateReason) -> np.ndarray:
+        return (self.reasons & int(reason)) != 0
+
+
+def _with(**values):
+    return dataclasses.replace(PredictorConfig(), **values).as_arrays()
+
+
+def _ordinary(num: int, seed: int = 0) -> np.ndarray:
+    return (
+        50.0
+        + np.cumsum(np.random.default_rng(seed).standard_normal(num)) * 0.1
+        + np.random.default_rng(seed + 1).standard_normal(num)
+    )
+
+
+def test_ordinary_ticks_all_pass() -> None:
+    for seed in range(5):
+        seen = Seen(_ordinary(1000, seed))
+        assert seen.accepted.all()
+        assert (seen.reasons == 0).all()
+        assert not seen.degraded.any()
+
+
+@pytest.mark.parametrize("size", [100.0, -100.0, 1e9])
+def test_a_single_far_spike_is_refused_and_the_next_tick_passes(size: float) -> None:
+    values = _ordinary(500)
+    values[300] += size
+    seen = Seen(values)
+    assert np.flatnonzero(~seen.accepted).tolist() == [300]
+    assert seen.reasons[300] == GateReason.OUTLIER
+    assert seen.missed[300] == 1
+    assert seen.missed_before[301] == 1
+    assert not seen.rebased.any()
+
+
+def test_constant_garbage_is_refused_up_to_the_limit() -> None:
+    values = _ordinary(500)
+    values[300:] = 1e4
+    seen = Seen(values)
+    limit = int(CONFIG.outlier_max_consecutive)
+    assert not seen.accepted[300 : 300 + limit].any()
+    assert seen.rebased[300 + limit]
+
+
+def test_the_limit_of_consecutive_outliers_is_what_the_operator_says() -> None:
+    values = _ordinary(500)
+    # Wild scatter: no two alike, so that no cluster forms.
+    values[300:360] = 1e4 * 3.0 ** np.arange(60) * (-1.0) ** np.arange(60)
+    for limit in (5, 12):
+        seen = Seen(values, config=_with(outlier_max_consecutive=limit))
+        assert np.flatnonzero(seen.rebased)[0] == 300 + limit
+        assert seen.has(GateReason.OUTLIER)[300 : 300 + limit].all()
+
+
+def test_a_true_shift_is_rebased_on_the_third_consistent_tick() -> None:
+    values = _ordinary(500)
+    values[300:] += 200.0
+    seen = Seen(values)
+    assert np.flatnonzero(~seen.accepted).tolist() == [300, 301]
+    assert np.flatnonzero(seen.rebased).tolist() == [302]
+    assert seen.has(GateReason.REBASED)[302]
+    assert seen.accepted[302:].all()
+
+
+@pytest.mark.parametrize("degrees", [2.5, 3.0, 4.0])
+def test_a_heavy_tailed_symbol_is_not_gated(degrees: float) -> None:
+    refused = [
+        (~Seen(np.cumsum(np.random.default_rng(seed).standard_t(degrees, 4000))).accepted).sum() for seed in range(3)
+    ]
+    assert np.mean(refused) <= 8.0, refused  # of 4000
+
+
+def test_values_that_are_not_finite_are_refused_and_leave_no_trace() -> None:
+    for bad in (np.nan, np.inf, -np.inf, 1e300):
+        values = _ordinary(200)
+        values[100] = bad
+        seen = Seen(values)
+        assert np.flatnonzero(~seen.accepted).tolist() == [100]
+        assert seen.has(GateReason.NOT_FINITE)[100]
+
+
+def test_garbage_from_the_first_tick_on() -> None:
+    values = _ordinary(100)
+    values[:5] = [np.nan, np.inf, np.nan, -np.inf, np.nan]
+    seen = Seen(values)
+    assert seen.accepted[5:].all()
+    assert not seen.accepted[:5].any()
+
+
+def test_a_continuous_signal_that_repeats_itself_freezes_after_five_equal_values() -> None:
+    values = _ordinary(600)
+    values[400:450] = values[400]
+    seen = Seen(values)
+    frozen = seen.has(GateReason.FROZEN)
+    # The fifth equal value is the first refused one.
+    assert np.flatnonzero(frozen)[0] == 404
+    assert frozen[404:450].all()
+    assert not seen.accepted[404:450].any()
+    assert seen.degraded[404:450].all()
+    # It moves again, at once far enough or for the second time.
+    assert seen.accepted[451:].all()
+    assert np.flatnonzero(~seen.degraded[450:])[0] <= 3
+
+
+def test_freezing_waits_for_the_number_of_equal_values_that_is_set() -> None:
+    values = _ordinary(600)
+    values[400:450] = values[400]
+    for steps in (5, 12):
+        frozen = Seen(values, config=_with(frozen_signal_min_steps=steps)).has(GateReason.FROZEN)
+        assert np.flatnonzero(frozen)[0] == 400 + steps - 1
+
+
+def test_a_signal_on_ticks_that_repeats_itself_by_nature_does_not_freeze() -> None:
+    generator = np.random.default_rng(3)
+    # A price that moves by whole cents in fewer than half of its ticks: runs of ten equal values are ordinary.
+    steps = generator.choice([-2, -1, 1, 2], 6000) * (generator.random(6000) < 0.45)
+    values = 100.0 + 0.01 * np.cumsum(steps)
+    frozen = Seen(values).has(GateReason.FROZEN)
+    assert frozen[1000:].mean() < 0.01
+    # The same symbol dead for 400 ticks is still found.
+    values[3000:3400] = values[3000]
+    assert Seen(values).has(GateReason.FROZEN)[3000:3400].any()
+
+
+def test_staleness_enters_beyond_the_bound_and_leaves_below_four_fifths_of_it() -> None:
+    ttl = 5 * SECOND
+    config = _with(staleness_ttl_ns=ttl, staleness_cadence_factor=0.0)
+    gaps = np.full(60, SECOND, np.int64)
+    gaps[30] = ttl  # at the bound: not yet
+    gaps[40] = ttl + SECOND  # beyond
+    gaps[41] = int(0.9 * ttl)  # inside the bound, but not below 0.8 of it
+    gaps[42] = int(0.79 * ttl)
+    seen = Seen(_ordinary(60), START + np.cumsum(gaps), config=config)
+    assert np.flatnonzero(seen.has(GateReason.STALE)).tolist() == [40, 41]
+    assert seen.accepted.all(), "a late value is still a value"
+    assert not seen.degraded[:40].any()
+    assert seen.degraded[40:42].all()
+    # Out after frozen_signal_recovery_steps = 2 clean ticks.
+    assert seen.degraded[42]
+    assert not seen.degraded[43:].any()
+
+
+def test_a_slow_symbol_is_not_stale_by_the_absolute_bound() -> None:
+    stamps = START + 60 * SECOND * np.arange(200, dtype=np.int64)
+    seen = Seen(_ordinary(200), stamps)
+    assert not seen.has(GateReason.STALE).any()
+    stamps[150:] += 600 * SECOND
+    assert np.flatnonzero(Seen(_ordinary(200), stamps).has(GateReason.STALE)).tolist() == [150]
+
+
+def test_missed_periods_count_on_a_regular_cadence() -> None:
+    stamps = START + SECOND * np.arange(200, dtype=np.int64)
+    stamps[150:] += 7 * SECOND
+    seen = Seen(_ordinary(200), stamps)
+    assert seen.missed_before[150] == 7
+    assert seen.accepted[150]
+    assert np.delete(seen.missed_before, 150).max() == 0
+
+
+def test_an_irregular_cadence_counts_no_missed_periods() -> None:
+    gaps = np.random.default_rng(4).exponential(1.0, 400) * SECOND
+    seen = Seen(_ordinary(400), START + np.cumsum(np.maximum(gaps, 1000.0)).astype(np.int64))
+    assert seen.missed_before[100:].max() == 0
+
+
+def test_refused_ticks_count_as_missed() -> None:
+    values = _ordinary(300)
+    values[200:203] = np.nan
+    seen = Seen(values)
+    assert seen.missed[200:204].tolist() == [1, 2, 3, 0]
+    assert seen.missed_before[203] == 3
+
+
+@pytest.mark.parametrize(
+    ("skew_ns", "reason"),
+    [
+        (SECOND, None),
+        (SECOND + 1, GateReason.FUTURE),
+        (-86_400 * SECOND, None),
+        (-86_400 * SECOND - 1, GateReason.TOO_OLD),
+    ],
+)
+def test_clock_skew_has_a_bound_on_either_side(skew_ns: int, reason: GateReason | None) -> None:
+    stamps = START + SECOND * np.arange(60, dtype=np.int64)
+    records = stamps.copy()
+    records[40] = stamps[40] - skew_ns
+    seen = Seen(_ordinary(60), stamps, records)
+    if reason is None:
+        assert seen.accepted.all()
+    else:
+        assert np.flatnonzero(~seen.accepted).tolist() == [40]
+        assert seen.reasons[40] == reason
+
+
+def test_duplicates_and_stragglers_are_refused_without_harm_to_health() -> None:
+    stamps = START + SECOND * np.arange(60, dtype=np.int64)
+    stamps[40], stamps[45] = stamps[39], stamps[30]
+    seen = Seen(_ordinary(60), stamps)
+    assert np.flatnonzero(~seen.accepted).tolist() == [40, 45]
+    assert seen.reasons[40] == GateReason.DUPLICATE
+    assert seen.reasons[45] == GateReason.OUT_OF_ORDER
+    assert not seen.degraded.any()
+
+
+def test_a_sparse_stretch_is_flagged_and_accepted() -> None:
+    stamps = START + SECOND * np.arange(60, dtype=np.int64)
+    stamps[40:] += 2 * SECOND  # a gap of three cadences
+    seen = Seen(_ordinary(60), stamps)
+    assert np.flatnonzero(seen.has(GateReason.SPARSE)).tolist() == [40]
+    assert seen.accepted.all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_degraded_mode_leaves_after_clean_ticks_in_a_row(steps: int) -> None:
+    values = _ordinary(200)
+    values[100] = np.nan
+    values[100 + steps + 20] = np.inf
+    seen = Seen(values, config=_with(frozen_signal_recovery_steps=steps))
+    expected = np.zeros(200, bool)
+    expected[100 : 100 + steps] = True
+    expected[120 + steps : 120 + 2 * steps] = True
+    np.testing.assert_array_equal(seen.degraded, expected)
+
+
+def test_an_impaired_tick_starts_the_recovery_again() -> None:
+    values = _ordinary(200)
+    values[[100, 102]] = np.nan
+    seen = Seen(values, config=_with(frozen_signal_recovery_steps=3))
+    assert np.flatnonzero(seen.degraded).tolist() == [100, 101, 102, 103, 104]
