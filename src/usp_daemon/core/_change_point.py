@@ -24,6 +24,7 @@ NUM_STATISTICS = 8
 _LN2 = 0.6931471805599453
 _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
+_CLUSTERING_LAGS = 20
 _KINDS = (
     AlarmKind.LEVEL_UP,
     AlarmKind.LEVEL_DOWN,
@@ -64,6 +65,7 @@ class ChangePointState(eqx.Module):
     adaptive_h_t: Scalar
     grace_counter: Count
     ticks_in_regime: Count
+    clustering: Scalar  # long-run over plain variance of squared innovations, at least 1
 
 
 class Alarm(eqx.Module):
@@ -97,6 +99,7 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
         adaptive_h_t=jnp.asarray(config.cusum_h, dtype),
         grace_counter=none,
         ticks_in_regime=none,
+        clustering=jnp.asarray(1.0, dtype),
     )
 
 
@@ -199,7 +202,10 @@ def update_cusum_statistics(
             config.dynamics_ratio,
         ]
     )
-    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios)
+    # A cumulative sum of autocorrelated terms wanders as far as its long-run variance: where volatility clusters, the
+    # statistics of scale and of products need that much more room.
+    room = jnp.stack([one, one, one, one, *[state.clustering] * 4])
+    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios * room)
     in_grace = state.grace_counter > 0
     running = ready & ~in_grace
     statistics = jnp.where(running, jnp.maximum(state.statistics + steps, 0.0), 0.0)
@@ -240,6 +246,7 @@ def update_cusum_statistics(
         adaptive_h_t=config.cusum_h * factor,
         grace_counter=update_grace_counter(state.grace_counter, raised, config),
         ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
+        clustering=state.clustering,
     )
     return new_state, alarm
 
@@ -304,4 +311,24 @@ def fit_reference(
         sd=sd * scale,
         ready=jnp.asarray(True),
     )
-    return eqx.tree_at(lambda s: s.reference, state, reference)
+    residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
+    found = _clustering(jnp.clip(residual / sd, -config.scale_clip, config.scale_clip), used)
+    # A symbol whose volatility clustered before will do so again: what was found fades over the next references.
+    clustering = jnp.maximum(found, 1.0 + 0.8 * (state.clustering - 1.0))
+    return eqx.tree_at(lambda s: (s.reference, s.clustering), state, (reference, clustering))
+
+
+def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
+    """Long-run variance of squared innovations over their plain variance, 1 + 2 sum of autocorrelations, at least 1.
+
+    Two standard errors of the sum under independence, 2 sqrt(lags / n), are taken off first.
+    """
+    n = jnp.sum(used)
+    squares = innovations * innovations
+    centred = used * (squares - jnp.sum(used * squares) / n)
+    power = jnp.sum(centred * centred) + 1e-12
+    total = jnp.zeros_like(power)
+    for lag in range(1, _CLUSTERING_LAGS + 1):
+        total = total + jnp.sum(centred[lag:] * centred[:-lag])
+    noise = 2.0 * jnp.sqrt(_CLUSTERING_LAGS / n)
+    return 1.0 + 2.0 * jnp.maximum(total / power - noise, 0.0)
