@@ -29,7 +29,8 @@ def configure_logging(level: str = "warning", *, as_json: bool = False, stream: 
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(file=target),
+        # Standard error is looked up line by line: whoever replaces it gets the lines from then on.
+        logger_factory=lambda *_: structlog.PrintLogger(file=stream if stream is not None else sys.stderr),
         cache_logger_on_first_use=False,
     )
 
