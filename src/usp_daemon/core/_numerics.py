@@ -39,17 +39,17 @@ def solve_spd(matrix: Float[Array, "n n"], right: Float[Array, " n"]) -> Float[A
     """Solves a small symmetric positive definite system by an unrolled Cholesky factorisation.
 
     For the 4 x 4 systems of the change detector the batched LAPACK call costs more than the arithmetic. The caller adds
-    a ridge; a pivot that still is not positive is floored.
+    a ridge; a pivot that rounding has brought to nothing is floored in proportion to its diagonal entry.
     """
     size = matrix.shape[0]
-    tiny = jnp.finfo(matrix.dtype).tiny
+    eps, tiny = float(jnp.finfo(matrix.dtype).eps), float(jnp.finfo(matrix.dtype).tiny)
     lower: list[list[Any]] = [[None] * size for _ in range(size)]
     for i in range(size):
         for j in range(i + 1):
             total = matrix[i, j]
             for k in range(j):
                 total = total - lower[i][k] * lower[j][k]
-            lower[i][j] = jnp.sqrt(jnp.maximum(total, tiny)) if i == j else total / lower[j][j]
+            lower[i][j] = jnp.sqrt(jnp.maximum(total, eps * matrix[i, i] + tiny)) if i == j else total / lower[j][j]
     forward: list[Any] = []
     for i in range(size):
         total = right[i]
