@@ -298,9 +298,6 @@ class Kernels:
     season_min_correlation: Annotated[
         float, traced("Autocorrelation that a lag must reach to be taken for a season.", "", 0.0, 1.0)
     ] = 0.25
-    season_interval: Annotated[
-        int, structural("Accepted ticks between two searches for a season.", "ticks", 1, 10_000)
-    ] = 50
     kernel_a_embedding_dim: Annotated[
         int, structural("Delays in the embedding of the Gaussian part.", "lags", 1, 32)
     ] = 5
@@ -372,8 +369,6 @@ class Kernels:
     sde_prior_ticks: Annotated[
         float, traced("Ticks that the priors of the coefficients are worth.", "ticks", 0.1, 10_000.0)
     ] = 20.0
-    sde_pid_rtol: Annotated[float, traced("Relative tolerance of the step size controller.", "", 1e-8, 0.1)] = 1e-3
-    sde_pid_atol: Annotated[float, traced("Absolute tolerance of the step size controller.", "sd", 1e-10, 0.1)] = 1e-6
     kernel_c_horizon: Annotated[
         float, traced("Horizon of the stochastic differential equation.", "ticks", 0.01, 10.0)
     ] = 1.0

@@ -33,6 +33,8 @@ RETIRED: dict[str, str] = {
     "sde_solver_type": "the stiffness picks explicit, mixed or implicit: kernels.stiffness_low and stiffness_high",
     "sde_brownian_tree_tol": "the integration is deterministic, there is no Brownian path",
     "sde_initial_dt_factor": "the first step is kernels.sde_dt",
+    "sde_pid_rtol": "the step is fixed, kernels.sde_dt; there is no step size controller",
+    "sde_pid_atol": "the step is fixed, kernels.sde_dt; there is no step size controller",
     "sde_pid_dtmin": "the number of steps is bounded by kernels.sde_numel_integrations",
     "sde_pid_dtmax": "the longest step is kernels.sde_dt",
     "base_min_signal_length": "the history is a fixed buffer; see kernels.warmup_signal_length",

@@ -349,6 +349,10 @@ def refresh(state: InternalState, config: PredictorConfig) -> InternalState:
     relative = (_standardize.ordered(model.history) - model.last_value) / scale
     relative = jnp.clip(relative, -1e6, 1e6)
     regularity = estimate_regularity(relative, model.history.length, config)
+    exponent = jnp.clip(
+        regularity.holder_exponent, config.validation_holder_exponent_min, config.validation_holder_exponent_max
+    )
+    regularity = dataclasses.replace(regularity, holder_exponent=exponent)
     breaker = _circuit_breaker.update(model.breaker, regularity, config)
     context = RefreshContext(
         history=relative,

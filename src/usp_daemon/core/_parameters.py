@@ -102,7 +102,6 @@ class PredictorConfig(eqx.Module):
     kernel_a_min_variance: Any = 1e-10
     kernel_a_memory_ticks: Any = 1000.0
     season_min_correlation: Any = 0.25
-    season_interval: int = structural(50)
     kernel_a_embedding_dim: int = structural(5)
     kernel_a_lags: int = structural(16)
     kernel_a_features: int = structural(32)
@@ -126,8 +125,6 @@ class PredictorConfig(eqx.Module):
     sde_numel_integrations: Any = 100
     sde_diffusion_sigma: Any = 0.2
     sde_prior_ticks: Any = 20.0
-    sde_pid_rtol: Any = 1e-3
-    sde_pid_atol: Any = 1e-6
     kernel_c_horizon: Any = 1.0
     kernel_c_alpha: Any = 1.8
     kernel_c_alpha_gaussian_threshold: Any = 1.99

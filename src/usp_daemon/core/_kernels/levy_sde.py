@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from .. import _recursive_ridge as recursive_ridge
 from .. import _stable as stable
+from .._adaptive import compute_adaptive_stiffness_thresholds
 from .._parameters import PredictorConfig
 from .._results import KernelOutput
 from .._types import Count, Scalar
@@ -180,13 +181,6 @@ def num_integration_steps(horizon: Scalar, dt: Scalar, max_num: Count) -> Scalar
     """Steps of at most ``dt`` that make up ``horizon``; no more than ``max_num``, then each is longer than asked."""
     wanted = jnp.ceil(horizon / dt - 1e-3)
     return jnp.clip(wanted, 1.0, jnp.minimum(max_num, _MAX_STEPS).astype(horizon.dtype))
-
-
-def _adaptive_stiffness_thresholds(holder_exponent: Scalar, config: PredictorConfig) -> tuple[Scalar, Scalar]:
-    roughness = jnp.maximum(1.0 - holder_exponent, 0.01) ** 2
-    low = config.stiffness_low * jnp.maximum(1.0, config.stiffness_c1 / (100.0 * roughness))
-    high = config.stiffness_high * jnp.maximum(1.0, config.stiffness_c2 / (1000.0 * roughness))
-    return low, high
 
 
 def implicit_share(stiffness: Scalar, threshold_low: Scalar, threshold_high: Scalar) -> Scalar:
@@ -437,7 +431,7 @@ def refresh(state: LevyState, context: RefreshContext, config: PredictorConfig) 
     """Integrates the moment equations for the coefficients of the moment, and re-reads the tail index."""
     _, slope = _drift_coefficients(state, state.level_unit)
     rate = jnp.log(jnp.clip(1.0 + slope / state.level_unit, _SMALLEST_PERSISTENCE, 1.0))
-    low, high = _adaptive_stiffness_thresholds(context.holder_exponent, config)
+    low, high = compute_adaptive_stiffness_thresholds(context.holder_exponent, config)
     mean_gain, variance_gain, stiffness, share = integration_gains(rate, low, high, config)
 
     prior = config.sde_prior_ticks
