@@ -1,14 +1,14 @@
 """Change detection: a bank of cumulative sums on the innovations of a held reference model.
 
-The reference is a short whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start and
-then held, so that it cannot explain a change away. With z the standardised innovation, clipped to +-``scale_clip``:
+The reference is a short whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start
+and then held, so that it cannot explain a change away. With z the standardised innovation, clipped to +-``scale_clip``:
 
     level      G+ <- max(0, G+ + z - k),  G- <- max(0, G- - z - k)      k = cusum_k; a slower pair has k/2 (Page, 1954)
     scale      log-likelihood ratios of a doubled and of a halved standard deviation
     dynamics   products z_t z_{t-1} beyond an allowance of 0.35, both signs
 
-Each threshold is its base, which comes by simulation from the mean time between false alarms that the operator asks for,
-times 1 + ln(max(kurtosis, 3) / 3).
+Each threshold is its base, which comes by simulation from the mean time between false alarms that the operator asks
+for, times 1 + ln(max(kurtosis, 3) / 3).
 """
 
 import equinox as eqx
@@ -38,7 +38,9 @@ _KINDS = (
 
 
 class ReferenceModel(eqx.Module):
-    """The held whitening filter: next increment = intercept + reversion (y - origin) + lag1 d1 + lag2 d2, units of the symbol."""
+    """The held whitening filter: next increment = intercept + reversion (y - origin) + lag1 d1 + lag2 d2, units of the
+    symbol.
+    """
 
     origin: Scalar
     intercept: Scalar
@@ -165,9 +167,9 @@ def update_cusum_statistics(
 ) -> tuple[ChangePointState, Alarm]:
     """Moves the bank by one accepted tick.
 
-    ``innovation`` is the reference's standardised innovation, ``jump`` the forecaster's error in standard deviations of the
-    previous reference (it alone can alarm while a new reference is being fitted), ``jumped`` says that the gate re-based
-    the level. Alarms are raised only while the grace counter is 0; during grace the statistics are held at 0.
+    ``innovation`` is the reference's standardised innovation, ``jump`` the forecaster's error in standard deviations of
+    the previous reference (it alone can alarm while a new reference is being fitted), ``jumped`` says that the gate
+    re-based the level. Alarms are raised only while the grace counter is 0; during grace the statistics are held at 0.
     """
     ready = state.reference.ready
     clipped = jnp.clip(innovation, -config.scale_clip, config.scale_clip)
@@ -261,8 +263,8 @@ def fit_reference(
 ) -> ChangePointState:
     """Fits the reference on the last ``reference_fit_ticks`` values by iterated Huber-weighted least squares.
 
-    ``history`` is oldest first, relative to ``newest`` and in units of ``scale``. Near a unit root (reversion weaker than
-    13/n, about the 5 % point of Dickey and Fuller) the filter is fitted on differences.
+    ``history`` is oldest first, relative to ``newest`` and in units of ``scale``. Near a unit root (reversion weaker
+    than 13/n, about the 5 % point of Dickey and Fuller) the filter is fitted on differences.
     """
     dtype = history.dtype
     recent = history[-_FIT_CAPACITY:]

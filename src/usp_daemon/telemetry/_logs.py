@@ -2,14 +2,14 @@
 
 import logging
 import sys
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
 
 import structlog
 
 
 def configure_logging(level: str = "warning", *, as_json: bool = False, stream: IO[str] | None = None) -> None:
     """Send every event of at least ``level`` (debug, info, warning, error) to ``stream``, standard error by default."""
-    target: Any = stream if stream is not None else sys.stderr
+    target = cast(TextIO, stream if stream is not None else sys.stderr)
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -4,6 +4,7 @@ import codecs
 import csv
 import dataclasses
 import gzip
+import io
 import json
 import pathlib
 import stat
@@ -61,8 +62,7 @@ def inspect_file(
             raise InputError(f"{path}: is not a regular file")
         with path.open("rb") as raw:
             compressed = raw.read(2) == GZIP_MAGIC
-        opened: Any = gzip.open(path) if compressed else path.open("rb")
-        with opened as stream:
+        with gzip.open(path) if compressed else path.open("rb") as stream:
             header, num_lines = _first_line(stream)
             following, _ = _first_line(stream)
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def inspect_file(
     )
 
 
-def _first_line(stream: IO[bytes]) -> tuple[bytes, int]:
+def _first_line(stream: io.BufferedIOBase) -> tuple[bytes, int]:
     """The next line that is not blank (cut at a limit) and how many lines were read up to it; b"" at the end."""
     num_lines = 0
     while line := stream.readline(_HEADER_LIMIT_BYTES):
