@@ -42,9 +42,7 @@ def advance(state, observation, config):
     root = state.root - 0.1 * gain[:, None] * projected[None, :] + 0.001 * state.root
     mean = state.mean + config.volatility_alpha * (value - state.mean)
     count = state.count + 1
-    state = FakeState(
-        mean, root, history, count, state.refreshed, observation.timestamp_ns, jnp.ones((), bool)
-    )
+    state = FakeState(mean, root, history, count, state.refreshed, observation.timestamp_ns, jnp.ones((), bool))
     columns = {
         "forecast": mean + jnp.sum(gain) + jnp.exp(-jnp.abs(jnp.mean(history))),
         "weights": jnp.exp(features[:4]) / jnp.sum(jnp.exp(features[:4])),

@@ -1,5 +1,7 @@
 """A symbol's numbers depend on its own ticks alone, to the last bit."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,8 +27,7 @@ def run(engine, keys, values, stamps, cuts=()):
     """All columns of a stream that is cut into batches at ``cuts``."""
     edges = [0, *sorted(set(cuts)), len(keys)]
     parts = [
-        engine.step(keys[a:b], values[a:b], stamps[a:b], stamps[a:b]).columns
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        engine.step(keys[a:b], values[a:b], stamps[a:b], stamps[a:b]).columns for a, b in itertools.pairwise(edges)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -68,7 +69,7 @@ def test_whatever_the_lane_the_page_and_the_company(precision, before, company, 
         engine.step(others, np.full(before, wild), np.zeros(before, np.int64), np.zeros(before, np.int64))
     mixed_keys, mixed_values, mixed_stamps, rows = [], [], [], []
     for i in range(count):
-        for other in company[i :: count]:
+        for other in company[i::count]:
             mixed_keys.append(key(other, other % 2))
             mixed_values.append(wild)
             mixed_stamps.append(other)

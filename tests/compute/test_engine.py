@@ -140,9 +140,7 @@ def test_structural_parameters_are_refused_by_name_and_change_nothing(engine):
         engine.set_parameters(dataclasses.replace(PredictorConfig(), log_sig_depth=4, volatility_alpha=0.9))
     twin = fake_engine()
     twin.step(*batch(["a"]))
-    assert same_bits(
-        engine.step(*batch(["a"])).columns["forecast"], twin.step(*batch(["a"])).columns["forecast"]
-    )
+    assert same_bits(engine.step(*batch(["a"])).columns["forecast"], twin.step(*batch(["a"])).columns["forecast"])
 
 
 def test_states_survive_export_and_import_bit_for_bit(engine):

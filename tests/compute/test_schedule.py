@@ -39,7 +39,8 @@ def test_every_tick_runs_once_and_in_order(slots, fraction):
         assert [row for s, row in steps if s == slot] == np.flatnonzero(slots == slot).tolist()
         # once in place at most, then gathered at most: a lane is never in two places at a time
         assert len(holders[slot]) <= 2
-        assert sorted(holders[slot], reverse=True)[: len(holders[slot]) - 1] == [slot // WIDTH] * (len(holders[slot]) - 1)
+        if len(holders[slot]) == 2:
+            assert holders[slot] == [slot // WIDTH, -1]
 
 
 def test_a_full_page_is_stepped_in_place():

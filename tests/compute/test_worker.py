@@ -7,7 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from usp_daemon.compute import DeviceUnavailableError, StateFormatError, StructuralChangeError, Worker, WorkerStoppedError
+from usp_daemon.compute import (
+    DeviceUnavailableError,
+    StateFormatError,
+    StructuralChangeError,
+    Worker,
+    WorkerStoppedError,
+)
 from usp_daemon.core import PredictorConfig
 
 from .fake_program import FAKE_PROGRAM, batch, fake_engine, same_bits

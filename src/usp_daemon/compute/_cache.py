@@ -9,7 +9,7 @@ from ._device import DeviceChoice
 
 
 def default_cache_directory() -> Path:
-    """``$USP_CACHE_DIR`` if set, else ``usp-daemon`` in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
+    """``$USP_CACHE_DIR`` if set, else ``usp-daemon`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     explicit = os.environ.get("USP_CACHE_DIR")
     if explicit:
         return Path(explicit)

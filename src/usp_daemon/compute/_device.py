@@ -1,7 +1,7 @@
 """Which device computes, in which precision, and what makes its arithmetic what it is.
 
-Bit-equality holds for one program on one kind of device with one instruction set, so those are named here once and enter
-the program's identity and the key of the compilation cache.
+Bit-equality holds for one program on one kind of device with one instruction set, so those are named here once and
+enter the program's identity and the key of the compilation cache.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class JaxBackend:
             return ()
 
     def instruction_set(self, kind: str) -> str:
-        """On the CPU a digest of its feature flags, because the compiler targets exactly those; else the machine type."""
+        """On the CPU a digest of its feature flags, which the compiler targets exactly; else the machine type."""
         return f"{platform.machine()}-{_cpu_features_digest()}" if kind == "cpu" else platform.machine()
 
 
@@ -75,7 +75,8 @@ class DeviceChoice:
 
     def describe(self) -> str:
         """One line for the start-up log: what was asked for is known, this is what was got."""
-        return f"{self.kind}:{getattr(self.device, 'id', 0)} ({self.name}), {self.precision}, tiles of {self.tile_width}"
+        address = f"{self.kind}:{getattr(self.device, 'id', 0)}"
+        return f"{address} ({self.name}), {self.precision}, tiles of {self.tile_width}"
 
 
 def choose_device(
@@ -89,7 +90,8 @@ def choose_device(
 
     ``device`` is ``"auto"`` (an accelerator if there is one, else the CPU), ``"cpu"`` or ``"cuda:N"``. ``precision`` is
     ``"auto"`` (float64 on the CPU, float32 elsewhere), ``"float32"`` or ``"float64"``. Widths are in lanes, positive
-    multiples of 16. Raises :class:`DeviceUnavailableError` if the device is not there, ``ValueError`` for anything else.
+    multiples of 16. Raises :class:`DeviceUnavailableError` if the device is not there, ``ValueError`` for anything
+    else.
     """
     backend = backend or JaxBackend()
     found, kind = _find(device, backend)
@@ -129,7 +131,8 @@ def _find(device: str, backend: DeviceBackend) -> tuple[Any, str]:
     if number >= len(devices):
         available = ", ".join(f"cuda:{i}" for i in range(len(devices))) or "no CUDA device"
         raise DeviceUnavailableError(
-            f"device = {device!r}, but jax sees {available}; install the cuda extra, check the driver, or set device = 'cpu'"
+            f"device = {device!r}, but jax sees {available}; "
+            "install the cuda extra, check the driver, or set device = 'cpu'"
         )
     return devices[number], "gpu"
 

@@ -1,8 +1,8 @@
 """All symbols' states on one device, and the step that moves them one batch further.
 
-States live in pages of one tile each; a page belongs to one (topic, partition). A page that most symbols of the batch share
-is stepped in place, the rest is gathered (see ``_schedule``). Every tile runs the same executable, and lanes never mix, so
-a symbol's numbers depend on its own ticks alone: not on lane, page, company, padding or the way a stream is cut into
+States live in pages of one tile each; a page belongs to one (topic, partition). A page with many ticks to take is
+stepped in place, the rest is gathered (see ``_schedule``). Every tile runs the same executable, and lanes never mix,
+so a symbol's numbers depend on its own ticks alone: not on lane, page, company, padding or the way a stream is cut into
 batches. Recovery by replay rests on that.
 """
 
@@ -26,7 +26,15 @@ from ._errors import (
     StructuralChangeError,
     WrongThreadError,
 )
-from ._program import REFRESH_DUE, ProgramIdentity, StepProgram, TilePrograms, compile_programs, core_program, pack_parameters
+from ._program import (
+    REFRESH_DUE,
+    ProgramIdentity,
+    StepProgram,
+    TilePrograms,
+    compile_programs,
+    core_program,
+    pack_parameters,
+)
 from ._schedule import TileJob, plan_batch
 
 _MAX_GATHERED_TILES = 8  # at once; bounds the memory of a batch that touches very many pages thinly
@@ -44,8 +52,8 @@ class StateKey(NamedTuple):
 class BatchResult:
     """What one batch gave, in the order of its ticks.
 
-    ``admitted`` (ticks,) is false for ticks of new symbols beyond ``max_symbols``; their rows are zero. ``columns`` maps a
-    result's name to an array (ticks, ...).
+    ``admitted`` (ticks,) is false for ticks of new symbols beyond ``max_symbols``; their rows are zero. ``columns``
+    maps a result's name to an array (ticks, ...).
     """
 
     admitted: np.ndarray
@@ -54,7 +62,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class PartitionStates:
-    """States of one partition without any pickle: ``arrays`` maps a leaf's path to (symbols, ...), row i for symbol i."""
+    """States of one partition without pickle: ``arrays`` maps a leaf's path to (symbols, ...), row i for symbol i."""
 
     symbols: tuple[str, ...]
     arrays: Mapping[str, np.ndarray]
@@ -90,10 +98,10 @@ class Engine:
     ) -> None:
         """Compiles all programs.
 
-        ``config`` is a ``PredictorConfig``; ``choice`` the pinned device; ``max_symbols`` (at least 1) caps how many symbols
-        hold state at a time; ``programs`` come from another engine with the same ``choice``, ``program`` and structural
-        parameters, and are compiled if not given; ``direct_fraction`` in (0, 1] is the share of a page that must have a tick for the page to be
-        stepped without gathering (speed only).
+        ``config`` is a ``PredictorConfig``; ``choice`` the pinned device; ``max_symbols`` (at least 1) caps how many
+        symbols hold state at a time; ``programs`` come from another engine with the same ``choice``, ``program`` and
+        structural parameters, and are compiled if not given; ``direct_fraction`` in (0, 1] is the share of a page that
+        must have a tick for the page to be stepped without gathering (speed only).
         """
         if max_symbols < 1:
             raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
@@ -103,12 +111,11 @@ class Engine:
         self._max_symbols = max_symbols
         self._direct_fraction = direct_fraction
         self._config = config.as_arrays(choice.dtype)
-        self._programs: TilePrograms = programs or compile_programs(
-            program or core_program(), self._config, choice
-        )
-        self._due_leaf = next((f for f in self._programs.column_packing.leaves if f.path == REFRESH_DUE), None)
-        if self._due_leaf is None:
+        self._programs: TilePrograms = programs or compile_programs(program or core_program(), self._config, choice)
+        due = [leaf for leaf in self._programs.column_packing.leaves if leaf.path == REFRESH_DUE]
+        if not due:
             raise ValueError(f"the program's columns lack {REFRESH_DUE!r}")
+        self._due_leaf = due[0]
         self._vectors = self._upload_parameters(self._config)
         self._epoch = 0
         self._slots: dict[StateKey, int] = {}
@@ -186,9 +193,7 @@ class Engine:
         self._epoch += 1
         self._pristine = None
 
-    def step(
-        self, keys: Sequence[StateKey], values: Any, timestamps_ns: Any, record_timestamps_ns: Any
-    ) -> BatchResult:
+    def step(self, keys: Sequence[StateKey], values: Any, timestamps_ns: Any, record_timestamps_ns: Any) -> BatchResult:
         """Takes a batch of ticks, several of one symbol in order, and returns a result for each.
 
         ``values`` (ticks,) are in the symbols' own units and may be non-finite (the gate refuses them);
@@ -345,7 +350,9 @@ class Engine:
         for (tile, lanes), place in zip(pool, places, strict=True):
             self._move(self._programs.scatter_refresh, tile, small, place, lanes)
 
-    def _move(self, program: Callable[..., Any], target: _Tile, source: _Tile, outof: np.ndarray, into: np.ndarray) -> None:
+    def _move(
+        self, program: Callable[..., Any], target: _Tile, source: _Tile, outof: np.ndarray, into: np.ndarray
+    ) -> None:
         """Copies lanes ``outof`` of ``source`` to lanes ``into`` of ``target``, whose old arrays are consumed."""
         gather = program is self._programs.gather
         capacity = self._choice.tile_width if gather else min(self._choice.tile_width, self._choice.refresh_width)

@@ -7,7 +7,8 @@
 | `refresh`    | small tile (donated), parameters              | the heavy and rare step                          |
 | `move`       | tile (donated), tile, lane numbers            | copies lanes from the second into the first      |
 
-Only `advance` and `refresh` compute, each at one width, so that a symbol's numbers cannot depend on where it was computed.
+Only `advance` and `refresh` compute, each at one width, so that a symbol's numbers cannot depend on where they were
+computed.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,8 @@ _COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
     "cpu": {"xla_cpu_multi_thread_eigen": False},
     "gpu": {"xla_gpu_deterministic_ops": True},
 }
+
+_COMPILE_THREADS = 2
 
 REFRESH_DUE = "refresh_due"
 
@@ -138,14 +142,10 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
         state, result = program.advance(state, tick, config)
         return state, dict(program.columns(result))
 
-    columns = jax.eval_shape(
-        lambda *state_and_tick: advance_lane(*state_and_tick[:-1], parameters(state_and_tick[-1]))[1],
-        lane,
-        scalar,
-        stamp,
-        stamp,
-        config_spec,
-    )
+    def columns_of_lane(state: Any, value: Any, stamp_ns: Any, vectors: Any) -> Any:
+        return advance_lane(state, value, stamp_ns, stamp_ns, parameters(vectors))[1]
+
+    columns = jax.eval_shape(columns_of_lane, lane, scalar, stamp, config_spec)
     column_packing = plan_packing(columns, small_leaf_elements=None)
 
     def advance(arrays: Any, values: Any, whole: Any, vectors: Any) -> tuple[Any, Any]:
@@ -180,28 +180,29 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
     tile = tuple(on_device(a.shape, a.dtype) for a in jax.eval_shape(initialize, config_spec))
     small_tile = tuple(on_device((refresh_width, *a.shape[1:]), a.dtype) for a in tile)
     options = _COMPILER_OPTIONS.get(choice.kind, {})
-    texts: list[str] = []
     started = time.perf_counter()
 
-    def compiled(function: Callable[..., Any], *specs: Any, donate: bool = True) -> Callable[..., Any]:
-        lowered = jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=sharding).lower(*specs)
-        texts.append(lowered.as_text())
-        return lowered.compile(compiler_options=dict(options))
+    def lowered(function: Callable[..., Any], *specs: Any, donate: bool = True) -> Any:
+        return jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=sharding).lower(*specs)
 
     def lane_numbers(*widths: int) -> jax.ShapeDtypeStruct:
         return on_device((1 + 2 * min(widths),), jnp.int32)
 
     ticks = on_device((width,), dtype), on_device((3, width), jnp.int64)
-    programs = (
-        compiled(initialize, config_spec, donate=False),
-        compiled(advance, tile, *ticks, config_spec),
-        compiled(refresh, small_tile, config_spec),
-        compiled(move, tile, tile, lane_numbers(width)),
-        compiled(move, small_tile, tile, lane_numbers(width, refresh_width)),
-        compiled(move, tile, small_tile, lane_numbers(width, refresh_width)),
+    to_compile = (
+        lowered(initialize, config_spec, donate=False),
+        lowered(advance, tile, *ticks, config_spec),
+        lowered(refresh, small_tile, config_spec),
+        lowered(move, tile, tile, lane_numbers(width)),
+        lowered(move, small_tile, tile, lane_numbers(width, refresh_width)),
+        lowered(move, tile, small_tile, lane_numbers(width, refresh_width)),
     )
+    # Tracing holds the interpreter lock, compiling does not, so the two large programs are compiled side by side.
+    with ThreadPoolExecutor(_COMPILE_THREADS, thread_name_prefix="usp-compile") as pool:
+        programs = tuple(pool.map(lambda one: one.compile(compiler_options=dict(options)), to_compile))
+    texts = [one.as_text() for one in to_compile[:3]]
     identity = ProgramIdentity(
-        program_hash=hashlib.sha256("\0".join([*texts[:3], repr(sorted(options.items()))]).encode()).hexdigest(),
+        program_hash=hashlib.sha256("\0".join([*texts, repr(sorted(options.items()))]).encode()).hexdigest(),
         jax_version=jax.__version__,
         device_kind=choice.name,
         instruction_set=choice.instruction_set,
@@ -215,7 +216,7 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
         column_packing=column_packing,
         config_packing=config_packing,
         identity=identity,
-        num_compilations=len(texts),
+        num_compilations=len(programs),
         compile_seconds=time.perf_counter() - started,
     )
 

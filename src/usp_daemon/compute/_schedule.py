@@ -1,8 +1,8 @@
 """Sorts a batch of ticks into rounds and tiles.
 
-A symbol's ticks must run in order, so its i-th tick of the batch belongs to round i. Per page the number of symbols with a
-tick falls from round to round. As long as enough lanes of a page have a tick, the page itself is the tile and nothing is
-moved; the thin rest of all pages is gathered into shared tiles, once per batch, and scattered back at the end:
+A symbol's ticks must run in order, so its i-th tick of the batch belongs to round i. Per page, the number of symbols
+with a tick falls from round to round. As long as enough lanes of a page have one, the page itself is the tile and
+nothing is moved; the thin rest of all pages is gathered into shared tiles, once per batch, and scattered back at the end:
 
     page 0   ############    round 0   page is the tile
              #########...    round 1   page is the tile
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A gathered lane costs about 1/24 of a tile's step (there and back); a page with more than half its lanes due stays put.
+# A gathered lane costs about 1/24 of a tile's step (there and back).
 _MOVE_COST_IN_TILES = 1.0 / 24.0
 _DIRECT_FRACTION = 0.5
 
@@ -26,8 +26,9 @@ _DIRECT_FRACTION = 0.5
 class TileJob:
     """Consecutive rounds of up to one tile of lanes, most ticks first.
 
-    ``slots`` are the lanes' addresses, ``starts`` where each lane's first tick of this job stands in ``BatchPlan.order``,
-    ``counts`` how many ticks each has here (descending). ``page`` is the page to run in place, -1 for a gathered tile.
+    ``slots`` are the lanes' addresses, ``starts`` where each lane's first tick of this job stands in
+    ``BatchPlan.order``, ``counts`` how many ticks each has here (descending). ``page`` is the page to run in place, -1
+    for a gathered tile.
     """
 
     page: int
@@ -71,7 +72,8 @@ def plan_batch(slots: np.ndarray, tile_width: int, direct_fraction: float = _DIR
     first, last = edges[:-1], edges[1:]
     full_enough = last - first >= threshold
     # Rounds in which at least `threshold` lanes have a tick: the tick count of the lane in that rank.
-    direct = np.where(full_enough, counts[np.where(full_enough, first + threshold - 1, first)], 0) if first.size else first
+    ranked = np.where(full_enough, first + threshold - 1, first)
+    direct = np.where(full_enough, counts[ranked], 0)
     most = counts[first]
     rest = counts - np.repeat(direct, last - first)
     leftover = np.flatnonzero(rest > 0)

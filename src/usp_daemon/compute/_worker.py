@@ -95,8 +95,8 @@ class Worker:
     async def start(self) -> StartReport:
         """Starts the thread, which picks the device and compiles; returns what it got.
 
-        Raises :class:`DeviceUnavailableError` if the device is not there, ``ValueError`` for settings that make no sense,
-        ``RuntimeError`` if called twice.
+        Raises :class:`DeviceUnavailableError` if the device is not there, ``ValueError`` for settings that make no
+        sense, ``RuntimeError`` if called twice.
         """
         if self._thread is not None:
             raise RuntimeError("a worker can be started once; build another one")
