@@ -4,9 +4,10 @@
     python scripts/train_deep_galerkin.py measure
 
 Only the residual of the backward Kolmogorov equation is minimised (the terminal condition is built into the trial
-solution), at random points, anew in every step [SirignanoSpiliopoulos2018]. The points are drawn star-wise: coefficients from
-the box, times a random horizon, so that every point's past is sampled too. Each tier starts as an exact copy of the
-tier before it, with the new units silent. The shipped weights are the exponential average of the iterates.
+solution), at random points, anew in every step [SirignanoSpiliopoulos2018]. The points are drawn star-wise:
+coefficients from the box, times a random horizon, so that every point's past is sampled too. Each tier starts as an
+exact copy of the tier before it, with the new units silent. The shipped weights are the exponential average of the
+iterates.
 
 Deterministic for a given seed and number of steps; ``--seconds`` stops at a multiple of the chunk of steps.
 """

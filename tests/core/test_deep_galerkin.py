@@ -69,10 +69,23 @@ def _run(state, observations, config, refresh_every):
     return state, outputs
 
 
+BLOCK = 500
+
+
 def run(levels, config=SMALL, dtype=jnp.float64, refresh_every=0, state=None, **units):
+    """Final state and all outputs; whole blocks, the last one padded, so that every length runs the same program."""
     traced = config.as_arrays(dtype)
     state = deep_galerkin.init(traced, dtype) if state is None else state
-    return _run(state, stream(levels, dtype=dtype, **units), traced, refresh_every)
+    size = len(levels) - 1
+    padded = np.concatenate([levels, np.full(-size % BLOCK, levels[-1])])
+    observations = stream(padded, dtype=dtype, **units)
+    blocks = []
+    for start in range(0, len(padded) - 1, BLOCK):
+        block = jax.tree.map(lambda leaf, start=start: leaf[start : start + BLOCK], observations)
+        state, outputs = _run(state, block, traced, refresh_every)
+        blocks.append(outputs)
+    outputs = jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *blocks)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[size - 1]), outputs[1]), outputs
 
 
 def autoregression(phi, size, seed=0, spread=1.0):
@@ -433,17 +446,20 @@ def test_one_program_serves_every_tier_and_every_parameter():
 
 
 def test_gradients_through_learning_and_forecast_are_finite():
-    config = SMALL.as_arrays()
+    config = PredictorConfig(dgm_width_size=128, dgm_depth=8).as_arrays()
     state, _ = run(autoregression(0.8, 200), refresh_every=50)
+    state = eqx.tree_at(lambda s: s.tier, state, jnp.asarray(5, jnp.int32))
 
+    @jax.jit
     def forecast(state, level):
         observation = eqx.tree_at(lambda o: o.level, observe(0.3, 0.1, 0.4), level)
         return deep_galerkin.predict(deep_galerkin.update(state, observation, config), config).prediction
 
-    gradient, by_level = jax.grad(forecast, argnums=(0, 1), allow_int=True)(state, jnp.asarray(0.4))
+    derivative = jax.jit(jax.grad(forecast, argnums=(0, 1), allow_int=True))
+    gradient, by_level = derivative(state, jnp.asarray(0.4))
     reals_only = [leaf for leaf in jax.tree.leaves(gradient) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert all(np.all(np.isfinite(leaf)) for leaf in reals_only)
     numeric = (forecast(state, jnp.asarray(0.4 + 1e-5)) - forecast(state, jnp.asarray(0.4 - 1e-5))) / 2e-5
     assert float(by_level) == pytest.approx(float(numeric), rel=1e-5)
-    fresh = jax.grad(forecast, argnums=1)(deep_galerkin.init(config, jnp.float64), jnp.asarray(0.0))
+    _, fresh = derivative(deep_galerkin.init(config, jnp.float64), jnp.asarray(0.0))
     assert np.isfinite(fresh)

@@ -295,7 +295,7 @@ def histogram_entropy(
 
 
 def entropy_ratio(state: DeepGalerkinState) -> Scalar:
-    """``exp(H - H0)`` in [0.1, 10]: by what factor V has spread since the regime began; 1 before there is a baseline."""
+    """``exp(H - H0)`` in [0.1, 10]: how many times wider V spreads than when the regime began; 1 without a baseline."""
     return compute_entropy_ratio(state.entropy, state.baseline_entropy)
 
 
