@@ -2,7 +2,7 @@
 
 A symbol's ticks must run in order, so its i-th tick of the batch belongs to round i. Per page, the number of symbols
 with a tick falls from round to round. As long as enough lanes of a page have one, the page itself is the tile and
-nothing is moved; the thin rest of all pages is gathered into shared tiles, once per batch, and scattered back at the end:
+nothing is moved; the thin rest of all pages is gathered into shared tiles, once per batch, and scattered back:
 
     page 0   ############    round 0   page is the tile
              #########...    round 1   page is the tile
