@@ -49,7 +49,7 @@ def carried_forecast(model: ModelState, missed: Array) -> tuple[Scalar, Scalar]:
     return model.forecast, jnp.sqrt(1.0 + jnp.minimum(missed, 1000).astype(model.forecast.dtype))
 
 
-def _finite_or_zero(value: Array) -> tuple[Array, Flag]:
+def _finite_or_zero(value: Array) -> tuple[Array, Array]:
     good = jnp.isfinite(value)
     return jnp.where(good, value, 0.0), ~good
 
