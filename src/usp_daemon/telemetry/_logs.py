@@ -9,7 +9,7 @@ import structlog
 
 def configure_logging(level: str = "warning", *, as_json: bool = False, stream: IO[str] | None = None) -> None:
     """Send every event of at least ``level`` (debug, info, warning, error) to ``stream``, standard error by default."""
-    target = cast(TextIO, stream if stream is not None else sys.stderr)
+    target = stream if stream is not None else sys.stderr
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -30,7 +30,9 @@ def configure_logging(level: str = "warning", *, as_json: bool = False, stream: 
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         # Standard error is looked up line by line: whoever replaces it gets the lines from then on.
-        logger_factory=lambda *_: structlog.PrintLogger(file=stream if stream is not None else sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(
+            file=cast(TextIO, stream if stream is not None else sys.stderr)
+        ),
         cache_logger_on_first_use=False,
     )
 
