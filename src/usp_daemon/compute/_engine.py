@@ -94,7 +94,7 @@ class Engine:
         max_symbols: int = 100_000,
         program: StepProgram | None = None,
         programs: TilePrograms | None = None,
-        direct_fraction: float = 0.5,
+        direct_fraction: float = 0.75,
     ) -> None:
         """Compiles all programs.
 
