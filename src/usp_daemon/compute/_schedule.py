@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Measured: a lane gathered from a thin page costs about 1/24 of a tile's step, there and back; with more of them, less.
-# A page is worth stepping in place from about three quarters of its lanes on (docs/decisions/0001-pages-of-one-tile.md).
+# A page is worth stepping in place from three quarters of its lanes on, see docs/decisions/0001-pages-of-one-tile.md.
 _MOVE_COST_IN_TILES = 1.0 / 24.0
 _DIRECT_FRACTION = 0.75
 
