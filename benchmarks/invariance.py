@@ -13,6 +13,7 @@ import numpy as np
 from usp_daemon.compute import Engine, StateKey, choose_device
 from usp_daemon.core import PredictorConfig
 
+from ._command import keep_compiled_programs
 from ._table import Row, format_rows
 
 
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.invariance", description="Independence of the batch.")
     parser.add_argument("--short", action="store_true", help="fewer ticks")
     options = parser.parse_args(arguments)
+    keep_compiled_programs()
     rows = measure(options.short)
     print(format_rows(rows))
     return int(any(row.measured != 0.0 for row in rows))

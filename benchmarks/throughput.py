@@ -15,6 +15,7 @@ import numpy as np
 from usp_daemon.compute import Engine, StateKey, StepProgram, choose_device
 from usp_daemon.core import PredictorConfig
 
+from ._command import keep_compiled_programs
 from ._table import Row, format_rows
 
 NUM_SYMBOLS = 1024
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description="Speed of the core step.")
     parser.add_argument("--short", action="store_true", help="fewer batches")
     options = parser.parse_args(arguments)
+    keep_compiled_programs()
     print(format_rows(measure(options.short)))
     return 0
 

@@ -13,7 +13,7 @@ from .fake_program import same_bits
 
 pytestmark = pytest.mark.slow
 
-NUM_SYMBOLS, NUM_TICKS = 40, 110  # beyond two refreshes of every symbol, and more than half a page
+NUM_SYMBOLS, NUM_TICKS = 40, 110  # beyond two refreshes where no tick is refused; padding in every page
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
@@ -65,7 +65,7 @@ def test_bits_do_not_depend_on_lane_company_batch_or_padding(programs):
     cut = run(new_engine(programs, direct_fraction=0.2), order, values, stamps, cuts, partitions=3)
     for name, column in whole.items():
         assert same_bits(column, cut[name]), name
-    assert whole["refresh_due"].sum() >= 2 * NUM_SYMBOLS
+    assert whole["refresh_due"].sum() >= NUM_SYMBOLS  # fewer than two each, since refused ticks do not count
     # alone: all lanes beside it are padding
     for symbol in (0, 3):
         rows = order == symbol
