@@ -363,15 +363,17 @@ def request_capacity(state: DeepGalerkinState, wanted: Flag) -> DeepGalerkinStat
 def refresh(state: DeepGalerkinState, context: RefreshContext, config: PredictorConfig) -> DeepGalerkinState:
     """Measures the entropy of V and chooses the network's tier.
 
-    The first refresh after the grace period of a regime fixes the bins and the baseline. Above ``dgm_scaling_trigger``
-    the tier follows the capacity law of the specification, below it the configured tier returns.
+    Once a regime has outlived its grace period and filled the window of the running law, the next refresh fixes the
+    bins and the baseline. Above ``dgm_scaling_trigger`` the tier follows the capacity law of the specification, below
+    it the configured tier returns.
     """
     del context  # the running law of the levels is all that is needed
     values, masses = _law_of_value(state, config)
     middles = 0.5 * (values[1:] + values[:-1])
     deviation = jnp.sqrt(jnp.sum(masses * middles * middles))
-    # A constant series has no law to compare with.
-    settled = (state.num_levels > config.grace_period_steps) & (deviation > 0)
+    # Half a window would understate the baseline of a sluggish series; a constant one has no law to compare with.
+    enough = jnp.maximum(config.grace_period_steps, config.entropy_window)
+    settled = (state.num_levels >= enough) & (deviation > 0)
     rebases = settled & ~state.has_baseline
     low = jnp.where(rebases, -_BIN_REACH * deviation, state.bin_low)
     high = jnp.where(rebases, _BIN_REACH * deviation, state.bin_high)
