@@ -171,8 +171,9 @@ def _accept(
 
     calibrated = _calibration.update(model.calibration, error, scale_before, config)
     calibration = select_tree(usual, calibrated, model.calibration)
+    retained = deep_galerkin.entropy_retained(kernel_b)
     collapse_counter, collapse_warning = _adaptive.update_mode_collapse(
-        model.mode_collapse_consecutive_steps, kernel_b.entropy_fraction, entropy_window, ema_variance, config
+        model.mode_collapse_consecutive_steps, retained, entropy_window, ema_variance, config
     )
     kernel_b = deep_galerkin.request_capacity(kernel_b, collapse_warning)
 
