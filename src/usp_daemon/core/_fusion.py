@@ -50,7 +50,9 @@ def normalize_confidences(confidences: Float[Array, " kernels"]) -> Weights:
     any confidence the weights are uniform.
     """
     infinite = jnp.isposinf(confidences)
-    usable = jnp.where(jnp.isfinite(confidences), jnp.maximum(confidences, 0.0), jnp.zeros_like(confidences))
+    # The reciprocal of what is nearly the largest number may be flushed to zero.
+    bounded = jnp.clip(confidences, 0.0, float(jnp.finfo(confidences.dtype).max) / 16.0)
+    usable = jnp.where(jnp.isfinite(confidences), bounded, jnp.zeros_like(confidences))
     usable = jnp.where(jnp.any(infinite), infinite.astype(confidences.dtype), usable)
     largest = jnp.max(usable)
     # Dividing by the largest first keeps the sum from overflowing.

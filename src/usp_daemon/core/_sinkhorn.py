@@ -68,11 +68,11 @@ def compute_cost_matrix(predictions: Float[Array, " kernels"], config: Predictor
     del config
     dtype = predictions.dtype
     limits = jnp.finfo(dtype)
-    magnitude = jnp.max(jnp.abs(predictions))
-    # A power of two would keep every bit, but only the range matters here: squares of what follows cannot overflow.
-    unit = predictions / jnp.maximum(magnitude, limits.tiny)
+    # Two divisors that only keep the squares in range: they cancel in the end, so they need no derivative.
+    magnitude = jax.lax.stop_gradient(jnp.max(jnp.abs(predictions)))
+    unit = predictions / jnp.where(magnitude >= limits.tiny, magnitude, jnp.ones_like(magnitude))
     difference = unit[:, None] - unit[None, :]
-    widest = jnp.max(jnp.abs(difference))
+    widest = jax.lax.stop_gradient(jnp.max(jnp.abs(difference)))
     distinct = widest > 8.0 * limits.eps
     relative = difference / jnp.where(distinct, widest, jnp.ones_like(widest))
     squared = relative * relative
