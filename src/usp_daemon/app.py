@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import enum
 import pathlib
@@ -119,10 +120,17 @@ async def started_worker(settings: Settings, options: ReplayOptions) -> AsyncIte
     )
     try:
         report = await worker.start()
+        _give_back_freed_memory()
         yield worker, str(report.device)
     finally:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker.close(), _CLOSE_TIMEOUT_S)
+
+
+def _give_back_freed_memory() -> None:
+    """Ask the C library to return what compilation has freed: about 1 GB that would otherwise stay with the process."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 async def replay(

@@ -215,7 +215,7 @@ class Pipeline:
         """State keys of a batch, made once per symbol; the memory of them is cleared when it grows past all reason."""
         topic, partition = batch.raw.topic, batch.raw.partition
         known = self._keys
-        if len(known) > 1_000_000:
+        if len(known) > 200_000:
             known.clear()
         keys = []
         for symbol in batch.symbols:
