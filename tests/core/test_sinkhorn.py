@@ -191,8 +191,9 @@ def test_volatility_shock_stays_within_bounds() -> None:
 
 
 def test_iterations_are_limited_and_reported() -> None:
-    config = config_for(sinkhorn_epsilon_0=0.05, sinkhorn_alpha=0.0)
-    arguments = tuple(x[0] for x in problems(13, 1))
+    config, zero = config_for(sinkhorn_epsilon_0=0.05, sinkhorn_alpha=0.0), jnp.asarray(0.0)
+    rising = jnp.asarray([0.1, 0.2, 0.3, 0.4])
+    arguments = (rising[::-1], rising, jnp.arange(4.0), zero)
     results = {
         limit: solve(*arguments, dataclasses.replace(config, sinkhorn_max_iter=jnp.asarray(limit, jnp.int32)))
         for limit in (5, 12, 50, 50_000)

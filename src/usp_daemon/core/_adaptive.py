@@ -139,7 +139,7 @@ def compute_adaptive_jko_params(
 
 
 def collapse_threshold(ema_variance: Scalar, config: PredictorConfig) -> Scalar:
-    """Entropy, as a fraction of the largest possible, below which the network counts as collapsed.
+    """Share of the entropy it should have below which the network counts as collapsed.
 
     ``entropy_threshold * gamma``. The share of entropy that must be kept, gamma, falls as volatility rises: it is
     ``entropy_gamma_default`` at unit relative volatility, inversely proportional to volatility around it, and stays in
@@ -164,7 +164,7 @@ def update_mode_collapse(
 ) -> tuple[Count, Flag]:
     """Counts ticks of low entropy in a row; warns from ``max(mode_collapse_min_threshold, window * ratio)`` of them on.
 
-    ``entropy_fraction`` is the entropy of the network's values over that of a uniform law on the same bins, in [0, 1],
+    ``entropy_fraction`` is the entropy of the network's values as a share, in [0, 1], of the entropy it should have,
     ``entropy_window`` the adaptive window in ticks. Returns the new count and the warning.
     """
     low = entropy_fraction < collapse_threshold(ema_variance, config)

@@ -239,12 +239,14 @@ def volatility_coupled_sinkhorn(
     *,
     wanted: Flag | bool = True,
     domain: Domain = "auto",
+    tolerance: Scalar | float | None = None,
 ) -> SinkhornResult:
     """The entropic transport plan between two vectors of weights, at the regularisation that volatility asks for.
 
     ``source_weights`` and ``target_weights`` lie on the simplex (zeros allowed), ``cost_matrix`` is non-negative,
     ``ema_variance`` dimensionless. At most ``sinkhorn_max_iter`` iterations. Where ``wanted`` is false none is made
-    and the plan means nothing. ``domain`` pins one of the two domains, for tests and benchmarks.
+    and the plan means nothing. ``domain`` pins one of the two domains and ``tolerance`` the marginal error to stop at,
+    for tests and benchmarks.
 
     ``reg_ot_cost`` is differentiable in both marginals (up to a constant each) and in the cost; the plan itself,
     epsilon and the diagnostics carry no gradient. ``converged`` says that both marginals are met within
@@ -254,8 +256,9 @@ def volatility_coupled_sinkhorn(
     epsilon = compute_sinkhorn_epsilon(ema_variance.astype(dtype), config, jax.lax.stop_gradient(jnp.max(cost_matrix)))
     source, target, cost = jax.lax.stop_gradient((source_weights, target_weights, cost_matrix))
     max_iter = jnp.asarray(config.sinkhorn_max_iter, jnp.int32)
+    stop_at = stopping_tolerance(config, dtype) if tolerance is None else jnp.asarray(tolerance, dtype)
     plan, log_u, log_v, iterations, log_domain = _solve(
-        source, target, cost, epsilon, max_iter, stopping_tolerance(config, dtype), jnp.asarray(wanted), domain
+        source, target, cost, epsilon, max_iter, stop_at, jnp.asarray(wanted), domain
     )
     max_err = marginal_error(plan, source, target)
     return SinkhornResult(
