@@ -229,7 +229,7 @@ def measure_layouts(repetitions: int = 31) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sinkhorn", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sinkhorn", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--layouts", action="store_true", help="compare array layouts too")
     options = parser.parse_args(arguments)
     print(format_rows(measure(short=False) + (measure_layouts() if options.layouts else [])))
