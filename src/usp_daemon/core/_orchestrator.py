@@ -157,8 +157,12 @@ def _accept(
     )
 
     # Weigh, with exactly the weights that are emitted.
+    # The cost is between increments: at a high level, forecasts in float32 may not differ at all.
     fusion = _fusion.fuse_kernel_outputs(
-        outputs, model.rho, ema_variance, dataclasses.replace(config, learning_rate=learning_rate)
+        tuple(dataclasses.replace(output, prediction=increments[k]) for k, output in enumerate(outputs)),
+        model.rho,
+        ema_variance,
+        dataclasses.replace(config, learning_rate=learning_rate),
     )
     in_grace = change_point.grace_counter > 0
     uniform = jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype)
