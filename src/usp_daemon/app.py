@@ -179,7 +179,7 @@ async def replay(
                 sink=sink,
                 predictor=predictor,
                 decoder=TickDecoder(tick_format),
-                encoder=ResultEncoder(config_hash=settings.content_hash(), include_quantiles=options.quantiles),
+                encoder=ResultEncoder(config_hash=settings.predictor_hash(), include_quantiles=options.quantiles),
                 key_fn=StateKey,
                 queue_batches=max(4, min(len(files), 64)),
                 refine_fn=TimeUnitGuard(),

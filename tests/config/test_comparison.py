@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
-from usp_daemon.config import SPECS, ParameterClass, Settings, Value, diff_settings, parse_settings
+import pytest
+
+from usp_daemon.config import SPECS, ConfigError, ParameterClass, Settings, Value, diff_settings, parse_settings
 from usp_daemon.config._settings import build_settings
 
 
@@ -29,10 +31,38 @@ def test_hash_is_the_same_in_every_process() -> None:
     assert done.stdout.strip() == Settings().content_hash()
 
 
-def test_each_key_enters_the_hash() -> None:
-    hashes = {build_settings({path: another(spec.default)}).content_hash() for path, spec in SPECS.items()}
-    assert len(hashes) == len(SPECS)
+def test_each_key_but_the_secrets_enters_the_hash() -> None:
+    open_keys = {path: spec for path, spec in SPECS.items() if not spec.key.secret}
+    secrets = SPECS.keys() - open_keys.keys()
+    hashes = {build_settings({path: another(spec.default)}).content_hash() for path, spec in open_keys.items()}
+    assert len(hashes) == len(open_keys)
     assert Settings().content_hash() not in hashes
+    assert secrets
+    assert all(build_settings({path: "x"}).content_hash() == Settings().content_hash() for path in secrets)
+
+
+def test_the_predictors_hash_follows_what_answers_depend_on() -> None:
+    usual = Settings().predictor_hash()
+    for path, spec in SPECS.items():
+        depends = spec.key.parameter_class is not ParameterClass.LOCKED
+        assert (build_settings({path: another(spec.default)}).predictor_hash() != usual) == depends, path
+
+
+def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_settings({"kafka": {"sasl_password": "hunter2"}})
+    assert "hunter2" not in repr(settings)
+    with pytest.raises(ConfigError) as refused:
+        parse_settings(
+            {
+                "kafka": {
+                    "sasl_password": "hunter2",
+                    "sasl_password_file": "/run/secret",
+                    "ssl_key_password": "hunter2\n",
+                }
+            }
+        )
+    assert len(refused.value.problems) == 2
+    assert "hunter2" not in str(refused.value)
 
 
 def another(value: Value) -> Value:

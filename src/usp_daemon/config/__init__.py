@@ -10,6 +10,7 @@ from ._key import Key, KeySpec, ParameterClass, Reader, Value
 from ._load import ConfigError, Problem, find_config, load_settings, parse_settings
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
 from ._reference import configuration_page, default_toml, errata_page
+from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
 from ._settings import SECTIONS, SPECS, Settings
 from ._tuning_section import MetaOptimization
 
@@ -21,17 +22,23 @@ __all__ = [
     "ConfigError",
     "ConfigReport",
     "Core",
+    "Delivery",
+    "Http",
     "Io",
+    "Kafka",
     "Kernels",
     "Key",
     "KeySpec",
+    "Log",
     "Meta",
     "MetaOptimization",
     "Orchestration",
     "ParameterClass",
     "Problem",
     "Reader",
+    "Recovery",
     "Security",
+    "Service",
     "Settings",
     "SettingsDiff",
     "Validation",

@@ -64,5 +64,26 @@ RULES: tuple[CrossFieldRule, ...] = (
         "another name than wire.time_field and wire.value_field, and those two different",
     ),
     _at_most("meta_optimization.n_startup_trials", "meta_optimization.n_trials"),
+    CrossFieldRule(
+        ("kafka.heartbeat_interval_ms", "kafka.session_timeout_ms"),
+        lambda heartbeat, session: 3 * heartbeat <= session,
+        "at most a third of kafka.session_timeout_ms",
+    ),
+    _below("delivery.commit_interval_ms", "kafka.transaction_timeout_ms"),
+    CrossFieldRule(
+        ("kafka.input_topic", "kafka.predictions_topic", "kafka.alarms_topic", "kafka.dead_letters_topic"),
+        lambda *names: len(set(names)) == len(names),
+        "another topic than the three for results, and those different from each other",
+    ),
+    CrossFieldRule(
+        ("kafka.ssl_certificate_file", "kafka.ssl_key_file"),
+        lambda certificate, key: bool(certificate) == bool(key),
+        "set together with kafka.ssl_key_file or not at all",
+    ),
+    CrossFieldRule(
+        ("kafka.sasl_password", "kafka.sasl_password_file"),
+        lambda password, file: not (password and file),
+        "not set together with kafka.sasl_password_file",
+    ),
     *_search_ranges(),
 )

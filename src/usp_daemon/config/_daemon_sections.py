@@ -43,6 +43,31 @@ class Io:
 
     # snapshots
     snapshot_path: Annotated[str, locked("Directory of the snapshots.", "path", reader=Reader.SERVICE)] = "io/snapshots"
+    snapshot_store: Annotated[
+        str,
+        locked(
+            'Where snapshots are kept: "directory" below snapshot_path, or "topic", a compacted Kafka topic from which '
+            "any replica can take a partition over.",
+            reader=Reader.SERVICE,
+            choices=("directory", "topic"),
+        ),
+    ] = "directory"
+    snapshot_topic: Annotated[
+        str, locked('Compacted topic of the snapshots, where snapshot_store is "topic".', reader=Reader.SERVICE)
+    ] = "usp-snapshots"
+    snapshot_interval_s: Annotated[
+        float,
+        locked(
+            "Time between two snapshots of one partition: what a crash costs is the replay of that much input.",
+            "s",
+            0.1,
+            86_400.0,
+            reader=Reader.SERVICE,
+        ),
+    ] = 30.0
+    snapshot_keep: Annotated[
+        int, locked("Snapshots of a partition that are kept.", "snapshots", 1, 1000, reader=Reader.SERVICE)
+    ] = 5
     snapshot_atomic_fsync: Annotated[
         bool, locked("Flush a snapshot to the disk before it takes the place of the last.", reader=Reader.SERVICE)
     ] = True

@@ -49,6 +49,7 @@ class Key:
     multiple_of: int = 0
     auto: bool = False  # the word "auto" stands for a value worked out from the others
     may_be_empty: bool = False
+    secret: bool = False  # never shown, logged, hashed or stored
 
 
 def traced(
@@ -128,6 +129,17 @@ def locked(
         multiple_of=multiple_of,
         auto=auto,
         may_be_empty=may_be_empty,
+    )
+
+
+def secret(meaning: str, *, reader: Reader) -> Key:
+    """A text that must not be seen: better given through the environment than in a file."""
+    return Key(
+        meaning=meaning,
+        parameter_class=ParameterClass.LOCKED,
+        reader=reader,
+        may_be_empty=True,
+        secret=True,
     )
 
 

@@ -89,7 +89,7 @@ def parse_settings(
     judged = {path: value for path, value in complete.items() if path not in refused}
     for rule in RULES:
         if rule.is_broken_by(judged):
-            shown = ", ".join(f"{path} = {_show(judged[path])}" for path in rule.paths)
+            shown = ", ".join(f"{path} = {_show_of(path, judged[path])}" for path in rule.paths)
             problems.append(Problem(rule.paths[0], rule.expectation, shown))
     if problems:
         raise ConfigError(source, problems)
@@ -146,7 +146,7 @@ def _from_document(document: Mapping[str, Any]) -> tuple[dict[str, Value], list[
                 try:
                     values[path] = spec.fit(value)
                 except Unfit:
-                    problems.append(Problem(path, spec.expectation, _show(value)))
+                    problems.append(Problem(path, spec.expectation, _show_of(path, value)))
     return values, problems
 
 
@@ -158,13 +158,14 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value], lis
         if spec is None:
             close = difflib.get_close_matches(variable, _BY_VARIABLE, n=1, cutoff=0.75)
             hint = f"did you mean {close[0]}?" if close else ""
-            problems.append(Problem(variable, "USP_SECTION__KEY of a known key", "an unknown one", hint))
+            problems.append(Problem(_shorten(variable), "USP_SECTION__KEY of a known key", "an unknown one", hint))
             continue
         try:
             values[spec.path] = spec.parse(environ[variable])
         except Unfit:
             # under the path as well, so that no rule judges the value that the file gave
-            problems.append(Problem(spec.path, spec.expectation, _show(environ[variable]), f"from {variable}"))
+            shown = _show_of(spec.path, environ[variable])
+            problems.append(Problem(spec.path, spec.expectation, shown, f"from {variable}"))
     return values, problems
 
 
@@ -195,6 +196,11 @@ def _meant(section: str, name: str) -> str:
     everywhere = {spec.name: spec.path for spec in SPECS.values()}
     close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75)
     return f"did you mean {everywhere[close[0]]}?" if close else ""
+
+
+def _show_of(path: str, value: object) -> str:
+    """The value under ``path`` as a message shows it; a secret's is not."""
+    return "a secret value" if SPECS[path].key.secret and value else _show(value)
 
 
 def _show(value: object) -> str:

@@ -7,8 +7,9 @@ import typing
 from collections.abc import Iterator
 
 from ._daemon_sections import Compute, Io, Meta, Security, Wire
-from ._key import KeySpec, Reader, Value, specs_of
+from ._key import KeySpec, ParameterClass, Reader, Value, specs_of
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
+from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
 from ._tuning_section import MetaOptimization
 
 
@@ -28,6 +29,12 @@ class Settings:
     security: Security = dataclasses.field(default_factory=Security)
     compute: Compute = dataclasses.field(default_factory=Compute)
     wire: Wire = dataclasses.field(default_factory=Wire)
+    kafka: Kafka = dataclasses.field(default_factory=Kafka)
+    delivery: Delivery = dataclasses.field(default_factory=Delivery)
+    recovery: Recovery = dataclasses.field(default_factory=Recovery)
+    service: Service = dataclasses.field(default_factory=Service)
+    http: Http = dataclasses.field(default_factory=Http)
+    log: Log = dataclasses.field(default_factory=Log)
     meta_optimization: MetaOptimization = dataclasses.field(default_factory=MetaOptimization)
 
     def __getitem__(self, path: str) -> Value:
@@ -48,11 +55,23 @@ class Settings:
         return {spec.name: self[path] for path, spec in SPECS.items() if spec.key.reader is Reader.PREDICTOR}
 
     def content_hash(self) -> str:
-        """SHA-256, in hexadecimal, over the canonical JSON of all values: equal for equal settings, whatever file they
-        came from and whatever was left to its default.
+        """SHA-256, in hexadecimal, over the canonical JSON of all values but the secrets: equal for equal settings,
+        whatever file they came from and whatever was left to its default.
         """
-        canonical = json.dumps(dict(self.items()), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        return _hash({path: value for path, value in self.items() if not SPECS[path].key.secret})
+
+    def predictor_hash(self) -> str:
+        """The same over the traced and structural keys only: equal wherever the same ticks get the same answers.
+
+        It stands in every record that is published, so it must not differ between replicas that differ in a port.
+        """
+        kinds = (ParameterClass.TRACED, ParameterClass.STRUCTURAL)
+        return _hash({path: value for path, value in self.items() if SPECS[path].key.parameter_class in kinds})
+
+
+def _hash(values: dict[str, Value]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 SECTIONS: dict[str, type] = {

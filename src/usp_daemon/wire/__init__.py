@@ -13,6 +13,17 @@ from ._batches import (
 )
 from ._decode import TickDecoder, TickFormat
 from ._encode import ResultEncoder, encode_dead_letters, rows_with_finite_output
+from ._group import (
+    AbstractGroupConsumer,
+    AbstractPartitionWriter,
+    AbstractTransport,
+    AssignmentListener,
+    FencedError,
+    OffsetBounds,
+    OffsetOutOfRangeError,
+    OutcomeUnknownError,
+    TopicPartition,
+)
 from ._interface import AbstractSink, AbstractSource, TransportError
 from ._records import (
     ALARM_KIND_LABELS,
@@ -43,17 +54,25 @@ __all__ = [
     "NO_TIMESTAMP",
     "RESULT_CODE_LABELS",
     "SCHEMA_VERSION",
+    "AbstractGroupConsumer",
+    "AbstractPartitionWriter",
     "AbstractSink",
     "AbstractSource",
+    "AbstractTransport",
     "Alarm",
+    "AssignmentListener",
     "CsvLayout",
     "DeadLetter",
     "DeadLetterEntry",
     "DeadLetterReason",
     "EncodedRecords",
     "Fault",
+    "FencedError",
     "Intervals",
     "KernelValues",
+    "OffsetBounds",
+    "OffsetOutOfRangeError",
+    "OutcomeUnknownError",
     "OutputBatch",
     "Prediction",
     "RawBatch",
@@ -62,6 +81,7 @@ __all__ = [
     "TickDecoder",
     "TickFormat",
     "TimeUnit",
+    "TopicPartition",
     "TransportError",
     "dead_letter_entry",
     "encode_dead_letters",

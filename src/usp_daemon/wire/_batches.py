@@ -132,11 +132,15 @@ def dead_letter_entry(raw: RawBatch, position: int, reason: DeadLetterReason, me
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedRecords:
-    """Encoded records of one output, with their keys and where the record that caused each came from."""
+    """Encoded records of one output, with their keys and where the record that caused each came from.
+
+    ``timestamps_ns`` are the times of those records; empty where the output keeps none.
+    """
 
     keys: Sequence[bytes | None]
     values: Sequence[bytes]
     origins: Sequence[tuple[str, int, int]]  # source, partition, offset
+    timestamps_ns: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.values)
