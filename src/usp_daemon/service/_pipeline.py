@@ -13,45 +13,24 @@ import collections
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from usp_daemon.telemetry import get_logger
 from usp_daemon.wire import (
     AbstractSink,
     AbstractSource,
-    DeadLetterReason,
-    EncodedRecords,
     OutputBatch,
     RawBatch,
     ResultEncoder,
     TickBatch,
     TickDecoder,
-    dead_letter_entry,
-    encode_dead_letters,
-    rows_with_finite_output,
 )
 
 from ._pacing import Pacer
-
-_log = get_logger(__name__)
-
-
-class StepResult(Protocol):
-    """What the predictor says about a batch: which rows it admitted, and one column per quantity, in input order."""
-
-    @property
-    def admitted(self) -> NDArray[np.bool_]:
-        """False where the symbol is beyond ``max_symbols``."""
-        ...
-
-    @property
-    def columns(self) -> Mapping[str, NDArray[Any]]:
-        """One array per quantity, the first axis as long as the batch."""
-        ...
+from ._results import Answer, StepResult, encode_step, merge
 
 
 class Predictor(Protocol):
@@ -229,59 +208,18 @@ class Pipeline:
     async def _publish(self, codec: concurrent.futures.Executor) -> None:
         loop = asyncio.get_running_loop()
         while not isinstance(stepped := await self._results.get(), _End):
-            output, reasons, symbols = await loop.run_in_executor(codec, self._encode, stepped)
+            answers, output = await loop.run_in_executor(codec, self._encode, stepped)
             await self._sink.publish(output)
             stats = self.stats
             stats.predictions += len(output.predictions)
             stats.rejected += output.num_rejected
             stats.alarms += len(output.alarms)
             stats.dead_letters += len(output.dead_letters)
-            stats.dead_letters_by_reason.update(reasons)
-            stats.symbols.update(symbols)
+            for answer in answers:
+                stats.dead_letters_by_reason.update(answer.reasons)
+                stats.symbols.update(key.decode() for key in answer.output.predictions.keys if key is not None)
 
-    def _encode(self, stepped: _Stepped) -> tuple[OutputBatch, collections.Counter[str], set[str]]:
+    def _encode(self, stepped: _Stepped) -> tuple[list[Answer], OutputBatch]:
         """Everything there is to say about some batches, as bytes. Runs in the codec's thread."""
-        batches = stepped.batches
-        dead = [entry for batch in batches for entry in batch.dead_letters]
-        predictions = alarms = EncodedRecords((), (), ())
-        num_rejected = 0
-        symbols: list[str] = []
-        if stepped.result is not None:
-            symbols = [symbol for batch in batches for symbol in batch.symbols]
-            places = [(batch.raw, position) for batch in batches for position in batch.positions]
-            values = np.concatenate([batch.values for batch in batches])
-            timestamps = np.concatenate([batch.timestamps_ns for batch in batches])
-            columns = stepped.result.columns
-            admitted = np.asarray(stepped.result.admitted, dtype=bool)
-            finite = rows_with_finite_output(columns)
-            good = admitted & finite
-            if not good.all():
-                for row in np.flatnonzero(~good).tolist():
-                    raw, position = places[row]
-                    if not admitted[row]:
-                        reason = DeadLetterReason.SYMBOL_CAPACITY
-                        text = f"no room for a further symbol {symbols[row]!r}"
-                    else:
-                        reason, text = DeadLetterReason.NON_FINITE_OUTPUT, "the predictor's answer was not finite"
-                        _log.error("non_finite_output", symbol=symbols[row], source=raw.source)
-                    dead.append(dead_letter_entry(raw, position, reason, text))
-                rows = np.flatnonzero(good)
-                symbols = [symbols[row] for row in rows]
-                places = [places[row] for row in rows]
-                values, timestamps = values[rows], timestamps[rows]
-                columns = {name: column[rows] for name, column in columns.items()}
-            keys = [symbol.encode() for symbol in symbols]
-            origins = [(raw.source, raw.partition, raw.offsets[position]) for raw, position in places]
-            predictions = EncodedRecords(keys, self._encoder.predictions(symbols, timestamps, values, columns), origins)
-            alarm_rows, alarm_records = self._encoder.alarms(symbols, timestamps, values, columns)
-            alarms = EncodedRecords(
-                [keys[row] for row in alarm_rows], alarm_records, [origins[row] for row in alarm_rows]
-            )
-            num_rejected = int(len(symbols) - np.count_nonzero(columns["accepted"]))
-        positions = {
-            (batch.raw.topic, batch.raw.partition): batch.next_offset
-            for batch in batches
-            if batch.next_offset is not None
-        }
-        output = OutputBatch(predictions, alarms, encode_dead_letters(dead), positions, num_rejected)
-        return output, collections.Counter(entry.reason.value for entry in dead), set(symbols)
+        answers = encode_step(stepped.batches, stepped.result, self._encoder)
+        return answers, merge([answer.output for answer in answers])
