@@ -259,3 +259,16 @@ def test_a_program_without_the_refresh_flag_is_refused():
     program = dataclasses.replace(FAKE_PROGRAM, columns=lambda result: {"forecast": result["forecast"]})
     with pytest.raises(ValueError, match="refresh_due"):
         Engine(PredictorConfig(), fake_choice(), program=program)
+
+
+def test_parameters_of_one_batch_stand_for_that_batch_only() -> None:
+    usual, other = PredictorConfig(volatility_alpha=0.1), PredictorConfig(volatility_alpha=0.3)
+    mixed, plain = fake_engine(usual), fake_engine(other)
+    arguments = batch(["a", "b", "new"])
+    under_other = mixed.step(*arguments, parameters=other)
+    expected = plain.step(*arguments)
+    assert all(same_bits(under_other.columns[name], expected.columns[name]) for name in expected.columns)
+    plain.set_parameters(usual)
+    following = batch(["a", "b", "newer"], first_ns=2_000)
+    after, expected = mixed.step(*following), plain.step(*following)
+    assert all(same_bits(after.columns[name], expected.columns[name]) for name in expected.columns)

@@ -193,14 +193,29 @@ class Engine:
         self._epoch += 1
         self._pristine = None
 
-    def step(self, keys: Sequence[StateKey], values: Any, timestamps_ns: Any, record_timestamps_ns: Any) -> BatchResult:
+    def step(
+        self,
+        keys: Sequence[StateKey],
+        values: Any,
+        timestamps_ns: Any,
+        record_timestamps_ns: Any,
+        parameters: Any = None,
+    ) -> BatchResult:
         """Takes a batch of ticks, several of one symbol in order, and returns a result for each.
 
         ``values`` (ticks,) are in the symbols' own units and may be non-finite (the gate refuses them);
-        ``timestamps_ns`` and ``record_timestamps_ns`` (ticks,) are int64 Unix nanoseconds. Raises ``ValueError`` if the
-        lengths differ and :class:`EngineFailedError` if the device failed now or earlier.
+        ``timestamps_ns`` and ``record_timestamps_ns`` (ticks,) are int64 Unix nanoseconds. ``parameters``, a
+        ``PredictorConfig``, stand for this batch only, as when input is replayed that was once answered under others.
+        Raises ``ValueError`` if the lengths differ and :class:`EngineFailedError` if the device failed now or earlier.
         """
         self._check_thread()
+        if parameters is not None:
+            usual = self._config
+            self.set_parameters(parameters)
+            try:
+                return self.step(keys, values, timestamps_ns, record_timestamps_ns)
+            finally:
+                self.set_parameters(usual)
         num_ticks = len(keys)
         with np.errstate(over="ignore"):  # beyond float32 is infinite, which the gate refuses
             values = np.asarray(values, np.float64).astype(self._choice.dtype)

@@ -107,10 +107,17 @@ class Worker:
         return await asyncio.wrap_future(started)
 
     async def step(
-        self, keys: Sequence[StateKey], values: Any, timestamps_ns: Any, record_timestamps_ns: Any
+        self,
+        keys: Sequence[StateKey],
+        values: Any,
+        timestamps_ns: Any,
+        record_timestamps_ns: Any,
+        parameters: Any = None,
     ) -> BatchResult:
         """:meth:`Engine.step` in the worker thread. The arrays must not be changed until it returns."""
-        return await self._submit(lambda engine: engine.step(keys, values, timestamps_ns, record_timestamps_ns))
+        return await self._submit(
+            lambda engine: engine.step(keys, values, timestamps_ns, record_timestamps_ns, parameters)
+        )
 
     async def set_parameters(self, config: Any) -> None:
         """:meth:`Engine.set_parameters`, effective for every step asked for after this call."""

@@ -1,8 +1,31 @@
 """The service: the pipeline from records to results, and what paces and guards it in a replay."""
 
+from ._daemon import Daemon, DaemonOptions, Outcome, StopRequest
+from ._observer import Observer
 from ._pacing import Pacer
+from ._partition import PartitionState
 from ._pipeline import Pipeline, PipelineStats, Predictor
-from ._results import StepResult
+from ._recovery import Program, RecoveryError, RecoveryPolicy
+from ._results import Answer, StepResult
+from ._stages import StatefulPredictor
 from ._time_units import TimeUnitGuard
 
-__all__ = ["Pacer", "Pipeline", "PipelineStats", "Predictor", "StepResult", "TimeUnitGuard"]
+__all__ = [
+    "Answer",
+    "Daemon",
+    "DaemonOptions",
+    "Observer",
+    "Outcome",
+    "Pacer",
+    "PartitionState",
+    "Pipeline",
+    "PipelineStats",
+    "Predictor",
+    "Program",
+    "RecoveryError",
+    "RecoveryPolicy",
+    "StatefulPredictor",
+    "StepResult",
+    "StopRequest",
+    "TimeUnitGuard",
+]

@@ -217,7 +217,7 @@ class Pipeline:
             stats.dead_letters += len(output.dead_letters)
             for answer in answers:
                 stats.dead_letters_by_reason.update(answer.reasons)
-                stats.symbols.update(key.decode() for key in answer.output.predictions.keys if key is not None)
+                stats.symbols.update(key.decode() for key in set(answer.output.predictions.keys) if key is not None)
 
     def _encode(self, stepped: _Stepped) -> tuple[list[Answer], OutputBatch]:
         """Everything there is to say about some batches, as bytes. Runs in the codec's thread."""

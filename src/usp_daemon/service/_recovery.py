@@ -1,0 +1,282 @@
+"""From "this partition is ours" to a state that is exactly what it was: snapshot, then silent replay.
+
+What cannot be recovered is never passed over in silence: a policy of the operator's decides, and without one the
+partition stops and says why.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from usp_daemon.persistence import AbstractSnapshotStore, PartitionLockedError, Snapshot
+from usp_daemon.telemetry import get_logger
+from usp_daemon.wire import AbstractGroupConsumer, OffsetBounds, TopicPartition
+
+from ._commit import Committer, nothing_but
+from ._observer import Observer
+from ._partition import OwnedPartition, PartitionState
+from ._stages import StatefulPredictor
+
+_log = get_logger(__name__)
+
+# A former owner on the same host needs a moment to write its last snapshot and let go.
+_LOCK_ATTEMPTS = 20
+_LOCK_PAUSE_S = 0.25
+
+
+class RecoveryError(Exception):
+    """The partition cannot go on; the text says what is missing and what the operator can do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPolicy:
+    """The operator's decisions, as in the settings' [recovery] section; ``initial_offset`` is [kafka]'s."""
+
+    on_state_missing: str = "fail"
+    on_input_missing: str = "fail"
+    on_state_incompatible: str = "fail"
+    require_exact: bool = False
+    initial_offset: str = "earliest"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What the present predictor is: its identity, and its settings by dotted path with their hash.
+
+    ``structural`` names the paths whose values fix the layout of a state; ``parameters_fn`` makes the predictor's
+    parameters from such settings, for replay under those of the past.
+    """
+
+    identity: Mapping[str, str | int]
+    settings: Mapping[str, float | int | bool | str]
+    config_hash: str
+    structural: frozenset[str]
+    parameters_fn: Callable[[Mapping[str, float | int | bool | str]], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExportedStates:
+    """States as a predictor imports them."""
+
+    symbols: tuple[str, ...]
+    arrays: Mapping[str, Any]
+
+
+class Recovery:
+    """Brings one partition after the other up; see the module's text."""
+
+    def __init__(
+        self,
+        *,
+        store: AbstractSnapshotStore,
+        consumer: AbstractGroupConsumer,
+        committer: Committer,
+        predictor: StatefulPredictor,
+        program: Program,
+        policy: RecoveryPolicy,
+        group: str,
+        num_partitions_fn: Callable[[str], int],
+        observer: Observer,
+        wall_clock: Callable[[], float] = time.time,
+        crash_fn: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        self._store = store
+        self._consumer = consumer
+        self._committer = committer
+        self._predictor = predictor
+        self._program = program
+        self._policy = policy
+        self._group = group
+        self._num_partitions_fn = num_partitions_fn
+        self._observer = observer
+        self._wall_clock = wall_clock
+        self._crash_fn = crash_fn
+
+    async def bring_up(self, owner: OwnedPartition) -> int:
+        """Steps 1 to 3 of the protocol; returns the offset from which records are to be polled.
+
+        Raises :class:`RecoveryError` where the policy says stop.
+        """
+        partition = owner.partition
+        owner.state = PartitionState.RESTORING
+        self._observer.partition_state(partition, owner.state)
+        committed = await self._committer.take_over(owner)
+        await self._lock(owner)
+        bounds = await self._consumer.bounds(partition)
+        started = time.perf_counter()
+        if committed is None:
+            committed = await self._begin(owner, bounds)
+        owner.committed = committed
+        position, num_symbols = await self._restore(owner, committed, bounds)
+        self._crash_fn("restore.imported")
+        owner.taken = owner.stepped_in_engine = position
+        owner.silent_below = committed
+        owner.last_snapshot_offset = position
+        self._observer.restored(partition, time.perf_counter() - started, num_symbols, committed - position)
+        _log.info(
+            "partition_restored",
+            partition=str(partition),
+            snapshot_offset=position,
+            committed_offset=committed,
+            symbols=num_symbols,
+        )
+        return position
+
+    async def _lock(self, owner: OwnedPartition) -> None:
+        """Take the store's lock; go on without it when its holder does not let go.
+
+        The lock tells a misconfigured second deployment apart. Who owns the partition the broker has decided: a holder
+        that hangs has been fenced, and what it may still write is a true snapshot at an offset that it committed.
+        """
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                await self._store.acquire(*owner.partition)
+            except PartitionLockedError as error:
+                if attempt == 0:
+                    _log.warning("snapshot_lock_held", partition=str(owner.partition), error=str(error))
+                await asyncio.sleep(_LOCK_PAUSE_S)
+            else:
+                owner.lock_held = True
+                return
+        _log.warning("snapshot_lock_overridden", partition=str(owner.partition))
+
+    def snapshot(self, partition: TopicPartition, offset: int, states: Any) -> Snapshot:
+        """A snapshot of ``states``, which stand at ``offset``, under the present program."""
+        return Snapshot(
+            topic=partition.topic,
+            partition=partition.partition,
+            offset=offset,
+            group=self._group,
+            symbols=tuple(states.symbols),
+            arrays=states.arrays,
+            identity=self._program.identity,
+            settings=self._program.settings,
+            config_hash=self._program.config_hash,
+            config_epoch=0,
+            num_input_partitions=self._num_partitions_fn(partition.topic),
+            created_ns=int(self._wall_clock() * 1e9),
+            counters={},
+        )
+
+    async def _begin(self, owner: OwnedPartition, bounds: OffsetBounds) -> int:
+        """The group is new: its first offset is pinned, with an empty snapshot there, before anything is read."""
+        partition = owner.partition
+        start = bounds.end if self._policy.initial_offset == "latest" else bounds.beginning
+        known = await self._store.list(*partition)
+        if any(info.offset > bounds.beginning for info in known):
+            found = await self._store.newest(*partition, not_above=bounds.end)
+            if found is not None and found.symbols:
+                raise RecoveryError(
+                    f"{partition}: the group {self._group!r} has no committed offset, but there is a snapshot at "
+                    f"offset {found.offset}: its offsets have expired or were deleted. Set the group's offset to where "
+                    "publishing ended, or move the snapshots away to begin anew"
+                )
+        # The snapshot first: a committed offset without one would look like lost state.
+        await self._store.save(self.snapshot(partition, start, ExportedStates((), {})))
+        self._crash_fn("begin.snapshot_written")
+        owner.committed = start
+        await self._committer.publish(owner, nothing_but(partition, start))
+        _log.info("partition_begun", partition=str(partition), offset=start)
+        return start
+
+    async def _restore(self, owner: OwnedPartition, committed: int, bounds: OffsetBounds) -> tuple[int, int]:
+        """Loads states into the predictor; returns the offset at which they stand and how many symbols they are."""
+        partition, policy = owner.partition, self._policy
+        await self._predictor.release(*partition)
+        owner.replay_parameters = None
+        snapshot = await self._store.newest(*partition, not_above=committed)
+        self._crash_fn("restore.loaded")
+        if snapshot is None:
+            if policy.on_state_missing == "fail":
+                raise RecoveryError(
+                    f"{partition}: offset {committed} is committed, but there is no usable snapshot at or below it in "
+                    f'{self._store}. Bring the snapshots back, or set recovery.on_state_missing = "reset-state" to '
+                    "start its symbols anew"
+                )
+            _log.warning("state_reset", partition=str(partition), offset=committed, reason="no snapshot")
+            return self._readable(owner, committed, bounds), 0
+        different = sorted(
+            path for path in self._program.structural if snapshot.settings.get(path) != self._program.settings.get(path)
+        )
+        if different and snapshot.symbols:
+            names = ", ".join(
+                f"{path} ({snapshot.settings.get(path)} then, {self._program.settings.get(path)} now)"
+                for path in different
+            )
+            if policy.on_state_incompatible == "fail":
+                raise RecoveryError(
+                    f"{partition}: the snapshot at offset {snapshot.offset} was made under other structural "
+                    f'parameters: {names}. Change them back, or set recovery.on_state_incompatible = "reset-state"'
+                )
+            _log.warning("state_reset", partition=str(partition), offset=committed, reason=names)
+            return self._readable(owner, committed, bounds), 0
+        if snapshot.num_input_partitions != self._num_partitions_fn(partition.topic):
+            _log.warning(
+                "partition_count_changed",
+                partition=str(partition),
+                then=snapshot.num_input_partitions,
+                now=self._num_partitions_fn(partition.topic),
+                consequence="symbols that moved to another partition start anew there",
+            )
+        position = snapshot.offset
+        if position < bounds.beginning and (position < committed or committed < bounds.beginning):
+            position = await self._input_missing(owner, position, committed, bounds)
+            if position is None:
+                return self._readable(owner, max(committed, bounds.beginning), bounds), 0
+        if position < committed:
+            self._check_exact(partition, snapshot)
+            if snapshot.config_hash != self._program.config_hash:
+                owner.replay_parameters = self._program.parameters_fn(snapshot.settings)
+        if snapshot.symbols:
+            await self._predictor.import_states(*partition, ExportedStates(snapshot.symbols, snapshot.arrays))
+        return position, len(snapshot.symbols)
+
+    def _readable(self, owner: OwnedPartition, offset: int, bounds: OffsetBounds) -> int:
+        """``offset``, unless retention has deleted the records there, which the policy must allow."""
+        if offset >= bounds.beginning:
+            return offset
+        if self._policy.on_input_missing == "fail":
+            raise RecoveryError(_deleted(owner.partition, offset, bounds))
+        _log.warning("input_skipped", partition=str(owner.partition), first=offset, next=bounds.beginning)
+        return bounds.beginning
+
+    async def _input_missing(
+        self, owner: OwnedPartition, position: int, committed: int, bounds: OffsetBounds
+    ) -> int | None:
+        """Retention was faster than recovery: where to go on from with the snapshot's state, None to start anew."""
+        partition, policy = owner.partition, self._policy
+        if policy.on_input_missing == "fail":
+            raise RecoveryError(_deleted(partition, position, bounds))
+        _log.warning(
+            "input_missing",
+            partition=str(partition),
+            wanted=position,
+            beginning=bounds.beginning,
+            policy=policy.on_input_missing,
+        )
+        return bounds.beginning if policy.on_input_missing == "skip" else None
+
+    def _check_exact(self, partition: TopicPartition, snapshot: Snapshot) -> None:
+        different = sorted(
+            name for name in self._program.identity if snapshot.identity.get(name) != self._program.identity[name]
+        )
+        if not different or not snapshot.symbols:
+            return
+        names = ", ".join(different)
+        if self._policy.require_exact:
+            raise RecoveryError(
+                f"{partition}: the replay from offset {snapshot.offset} would run on another program than the one "
+                f"that published ({names} differ), and recovery.require_exact forbids that. Start the former version, "
+                "stop it in order, then start this one"
+            )
+        _log.warning("replay_not_exact", partition=str(partition), different=names)
+
+
+def _deleted(partition: TopicPartition, offset: int, bounds: OffsetBounds) -> str:
+    return (
+        f"{partition}: the records from offset {offset} are needed, but the topic begins at {bounds.beginning}: "
+        'retention has deleted them. Set recovery.on_input_missing = "skip" to keep the state and go on from there, or '
+        '"reset-state" to start anew, and lengthen the retention'
+    )

@@ -1,0 +1,313 @@
+"""From inbox to pending answers, for all partitions of a replica together.
+
+    inboxes --collect--> decode --ticks--> step --results--> encode --> pending answers
+                       codec thread  queue  worker   queue  codec thread
+
+Partitions share the steps, because small batches leave most lanes of a tile empty; each keeps its own order. Requests
+for a partition's states travel through the same queue as its ticks, so what they find is the state exactly after all
+ticks before them.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usp_daemon.wire import RawBatch, ResultEncoder, TickBatch, TickDecoder, TopicPartition
+
+from ._observer import Observer
+from ._partition import OwnedPartition, PartitionState
+from ._results import Answer, StepResult, encode_step
+
+_KNOWN_SYMBOLS_LIMIT = 200_000
+
+
+class StatefulPredictor(Protocol):
+    """The part of the worker that the service uses."""
+
+    async def step(
+        self,
+        keys: list[Any],
+        values: NDArray[np.float64],
+        timestamps_ns: NDArray[np.int64],
+        record_timestamps_ns: NDArray[np.int64],
+        parameters: Any = None,
+    ) -> StepResult:
+        """Step every tick once, in order, under ``parameters`` if given."""
+        ...
+
+    async def export_states(self, topic: str, partition: int) -> Any:
+        """The partition's states, with ``symbols`` and ``arrays``."""
+        ...
+
+    async def import_states(self, topic: str, partition: int, states: Any) -> None:
+        """The reverse, into a partition that holds none."""
+        ...
+
+    async def release(self, topic: str, partition: int) -> int:
+        """Forget the partition's states."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Item:
+    owner: OwnedPartition
+    raw: RawBatch
+    silent: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Decoded:
+    items: Sequence[_Item]
+    batches: Sequence[TickBatch]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stepped:
+    items: Sequence[_Item]
+    batches: Sequence[TickBatch]
+    result: StepResult | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Export:
+    owner: OwnedPartition
+    future: "asyncio.Future[tuple[int, Any]]"
+
+
+class Stages:
+    """Runs the stages until cancelled; one stage's failure ends all of them.
+
+    ``max_batch`` bounds the records of one step, ``max_pending`` the answers of one partition that wait for their
+    commit before it is stepped no further. ``taken_fn`` is called after records left a partition's inbox.
+    """
+
+    def __init__(
+        self,
+        *,
+        predictor: StatefulPredictor,
+        decoder: TickDecoder,
+        encoder: ResultEncoder,
+        key_fn: Callable[[str, int, str], Hashable],
+        observer: Observer,
+        max_batch: int,
+        max_pending: int,
+        taken_fn: Callable[[OwnedPartition], None],
+        executor: concurrent.futures.Executor | None = None,
+        depth: int = 2,
+    ) -> None:
+        self._predictor = predictor
+        self._decoder = decoder
+        self._encoder = encoder
+        self._key_fn = key_fn
+        self._observer = observer
+        self._max_batch = max_batch
+        self._max_pending = max_pending
+        self._taken_fn = taken_fn
+        self._executor = executor
+        self._partitions: list[OwnedPartition] = []
+        self._next = 0
+        self._work = asyncio.Event()
+        self._ticks: asyncio.Queue[_Decoded | _Export] = asyncio.Queue(depth)
+        self._results: asyncio.Queue[_Stepped] = asyncio.Queue(depth)
+        self._keys: dict[tuple[str, int], dict[str, Hashable]] = {}
+        self._home: dict[str, TopicPartition] = {}
+        self.stepping_since: float | None = None
+
+    @property
+    def num_symbols(self) -> int:
+        """Symbols seen in the partitions that are held."""
+        return sum(map(len, self._keys.values()))
+
+    def add(self, owner: OwnedPartition) -> None:
+        """Step this partition's records from now on."""
+        self._partitions.append(owner)
+        self.notify()
+
+    def remove(self, owner: OwnedPartition) -> None:
+        """Take no more of this partition's records; those under way still come out."""
+        if owner in self._partitions:
+            self._partitions.remove(owner)
+        for symbol in self._keys.pop(owner.partition, {}):
+            if self._home.get(symbol) == owner.partition:
+                del self._home[symbol]
+
+    def notify(self) -> None:
+        """There may be something to do: records came, answers were committed, a partition changed its state."""
+        self._work.set()
+
+    async def export(self, owner: OwnedPartition) -> tuple[int, Any]:
+        """The partition's states after all of its ticks that are ahead in the queue, and the offset they stand at."""
+        future: asyncio.Future[tuple[int, Any]] = asyncio.get_running_loop().create_future()
+        await self._ticks.put(_Export(owner, future))
+        return await future
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        own = None
+        if self._executor is None:
+            # One thread for decoding and one for encoding: the interpreter lock lets no more of them work anyway.
+            own = self._executor = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="usp-codec")
+        try:
+            async with asyncio.TaskGroup() as stages:
+                stages.create_task(self._decode(), name="stages.decode")
+                stages.create_task(self._step(), name="stages.step")
+                stages.create_task(self._encode(), name="stages.encode")
+        finally:
+            if own is not None:
+                own.shutdown(wait=False, cancel_futures=True)
+
+    # Decode
+
+    async def _decode(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            items = self._collect()
+            if not items:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            started = time.perf_counter()
+            batches = await loop.run_in_executor(self._executor, self._decode_all, items)
+            self._observer.stage("decode", time.perf_counter() - started, sum(len(item.raw) for item in items))
+            await self._ticks.put(_Decoded(items, batches))
+
+    def _collect(self) -> list[_Item]:
+        """Records from all partitions that may be stepped, an equal share of each first."""
+        ready = [owner for owner in self._partitions if self._may_step(owner)]
+        if not ready:
+            return []
+        # Who is first changes, so that a full batch does not always leave out the same ones.
+        self._next = (self._next + 1) % len(ready)
+        ready = ready[self._next :] + ready[: self._next]
+        room = self._max_batch
+        items: list[_Item] = []
+        for share in (max(1, room // len(ready)), room):
+            for owner in ready:
+                left = share
+                while room > 0 and left > 0 and (taken := owner.take(min(left, room))) is not None:
+                    raw, silent = taken
+                    items.append(_Item(owner, raw, silent))
+                    room -= len(raw)
+                    left -= len(raw)
+                    owner.num_in_stages += 1
+                    owner.idle.clear()
+        for owner in ready:
+            self._taken_fn(owner)
+        return items
+
+    def _may_step(self, owner: OwnedPartition) -> bool:
+        return owner.receives and bool(owner.inbox) and owner.num_pending < self._max_pending
+
+    def _decode_all(self, items: Sequence[_Item]) -> list[TickBatch]:
+        return [self._decoder.decode(item.raw) for item in items]
+
+    # Step
+
+    async def _step(self) -> None:
+        while True:
+            work = await self._ticks.get()
+            if isinstance(work, _Export):
+                await self._export(work)
+                continue
+            for items, batches in _in_groups(work):
+                self.stepping_since = time.monotonic()
+                started = time.perf_counter()
+                result = await self._step_together(items, batches)
+                self.stepping_since = None
+                self._observer.stage("step", time.perf_counter() - started, sum(len(batch) for batch in batches))
+                for item in items:
+                    item.owner.stepped_in_engine = item.raw.offsets[-1] + 1
+                await self._results.put(_Stepped(items, batches, result))
+
+    async def _export(self, request: _Export) -> None:
+        try:
+            states = await self._predictor.export_states(*request.owner.partition)
+        except Exception as error:
+            if not request.future.done():
+                request.future.set_exception(error)
+            raise
+        if not request.future.done():
+            request.future.set_result((request.owner.stepped_in_engine, states))
+
+    async def _step_together(self, items: Sequence[_Item], batches: Sequence[TickBatch]) -> StepResult | None:
+        if not any(map(len, batches)):
+            return None
+        keys = [key for batch in batches for key in self._keys_of(batch)]
+        arguments = (
+            keys,
+            np.concatenate([batch.values for batch in batches]),
+            np.concatenate([batch.timestamps_ns for batch in batches]),
+            np.concatenate([batch.record_timestamps_ns for batch in batches]),
+        )
+        parameters = items[0].owner.replay_parameters if items[0].silent else None
+        if parameters is None:
+            return await self._predictor.step(*arguments)
+        return await self._predictor.step(*arguments, parameters=parameters)
+
+    def _keys_of(self, batch: TickBatch) -> list[Hashable]:
+        partition = TopicPartition(batch.raw.topic, batch.raw.partition)
+        known = self._keys.setdefault(partition, {})
+        if len(known) > _KNOWN_SYMBOLS_LIMIT:
+            known.clear()  # far more names than states: somebody makes them up
+        keys = []
+        for symbol in batch.symbols:
+            key = known.get(symbol)
+            if key is None:
+                key = known[symbol] = self._key_fn(partition.topic, partition.partition, symbol)
+                home = self._home.setdefault(symbol, partition)
+                if home != partition:
+                    self._observer.symbol_conflict(symbol, home, partition)
+            keys.append(key)
+        return keys
+
+    # Encode
+
+    async def _encode(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            stepped = await self._results.get()
+            answers: Sequence[Answer | None]
+            if stepped.items[0].silent:
+                answers = [None] * len(stepped.items)
+            else:
+                started = time.perf_counter()
+                answers = await loop.run_in_executor(
+                    self._executor, encode_step, stepped.batches, stepped.result, self._encoder
+                )
+                self._observer.stage("encode", time.perf_counter() - started, sum(map(len, stepped.batches)))
+            for item, answer in zip(stepped.items, answers, strict=True):
+                self._deliver(item, answer, loop.time())
+
+    def _deliver(self, item: _Item, answer: Answer | None, now: float) -> None:
+        owner = item.owner
+        if owner.state in (PartitionState.REPLAYING, PartitionState.RUNNING, PartitionState.REVOKING):
+            if answer is None:
+                self._observer.replayed(owner.partition, len(item.raw))
+                owner.wake.set()
+            else:
+                owner.deliver(answer, now)
+        owner.num_in_stages -= 1
+        if owner.num_in_stages == 0:
+            owner.idle.set()
+            owner.wake.set()
+
+
+def _in_groups(work: _Decoded) -> list[tuple[Sequence[_Item], Sequence[TickBatch]]]:
+    """What may be stepped together: the live ones, and the silent ones by the parameters they were once stepped under.
+
+    A partition's silent records come before its live ones, so the silent groups go first.
+    """
+    groups: dict[Any, tuple[list[_Item], list[TickBatch]]] = collections.OrderedDict()
+    for item, batch in zip(work.items, work.batches, strict=True):
+        key = ("silent", id(item.owner.replay_parameters)) if item.silent else ("live", 0)
+        items, batches = groups.setdefault(key, ([], []))
+        items.append(item)
+        batches.append(batch)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0] == "live")]
