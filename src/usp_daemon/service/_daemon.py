@@ -17,7 +17,7 @@ import enum
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable
 
-from usp_daemon.persistence import AbstractSnapshotStore, SnapshotError
+from usp_daemon.persistence import AbstractSnapshotStore, PersistenceError
 from usp_daemon.telemetry import get_logger
 from usp_daemon.wire import (
     AbstractGroupConsumer,
@@ -42,6 +42,7 @@ _log = get_logger(__name__)
 _POLL_S = 0.1
 _LAG_INTERVAL_S = 1.0
 _HEARTBEAT_S = 0.25
+_STORE_RETRY_S = 5.0
 
 
 class Outcome(enum.Enum):
@@ -325,15 +326,30 @@ class Daemon(AssignmentListener):
     async def _own(self, owner: OwnedPartition) -> None:
         """Everything that happens to one partition while it is held."""
         try:
-            position = await self._recovery.bring_up(owner)
+            position = await self._bring_up(owner)
             await self._serve(owner, position)
         except FencedError as error:
             _log.warning("partition_lost", partition=str(owner.partition), error=str(error))
             self._enter(owner, PartitionState.LOST, str(error))
             self._must_rejoin.set()
-        except (RecoveryError, SnapshotError) as error:
+        except RecoveryError as error:
             _log.error("partition_failed", partition=str(owner.partition), error=str(error))
             self._enter(owner, PartitionState.FAILED, str(error))
+
+    async def _bring_up(self, owner: OwnedPartition) -> int:
+        """Recovery; a broker that does not answer, or a disk that is full or away, is asked again."""
+        while True:
+            try:
+                return await self._recovery.bring_up(owner)
+            except FencedError:
+                raise
+            except PersistenceError as error:
+                _log.error("snapshot_store_failed", partition=str(owner.partition), error=str(error))
+                self._enter(owner, PartitionState.FAILED, str(error))
+                await asyncio.sleep(_STORE_RETRY_S)
+            except TransportError as error:
+                _log.warning("restore_interrupted", partition=str(owner.partition), error=str(error))
+                await asyncio.sleep(10.0 * self._options.retry_backoff_s)
 
     async def _serve(self, owner: OwnedPartition, position: int) -> None:
         assert self._tasks is not None
@@ -387,8 +403,11 @@ class Daemon(AssignmentListener):
     async def _save(self, owner: OwnedPartition, offset: int, states: object) -> bool:
         started = time.perf_counter()
         try:
+            if not owner.lock_held:
+                await self._store.acquire(*owner.partition)
+                owner.lock_held = True
             info = await self._store.save(self._recovery.snapshot(owner.partition, offset, states))
-        except SnapshotError as error:
+        except PersistenceError as error:
             _log.error("snapshot_failed", partition=str(owner.partition), offset=offset, error=str(error))
             self._observer.snapshot_failed(owner.partition, type(error).__name__)
             return False

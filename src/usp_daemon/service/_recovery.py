@@ -127,8 +127,8 @@ class Recovery:
     async def _lock(self, owner: OwnedPartition) -> None:
         """Take the store's lock; go on without it when its holder does not let go.
 
-        The lock tells a misconfigured second deployment apart. Who owns the partition the broker has decided: a holder
-        that hangs has been fenced, and what it may still write is a true snapshot at an offset that it committed.
+        Who owns the partition the broker has decided, and a holder that hangs has been fenced. Until it lets go this
+        replica cannot save, so a crash would cost a longer replay, and nothing else.
         """
         for attempt in range(_LOCK_ATTEMPTS):
             try:
@@ -140,7 +140,7 @@ class Recovery:
             else:
                 owner.lock_held = True
                 return
-        _log.warning("snapshot_lock_overridden", partition=str(owner.partition))
+        _log.warning("snapshot_lock_missing", partition=str(owner.partition))
 
     def snapshot(self, partition: TopicPartition, offset: int, states: Any) -> Snapshot:
         """A snapshot of ``states``, which stand at ``offset``, under the present program."""

@@ -137,12 +137,14 @@ def _joined(parts: Iterable[EncodedRecords]) -> EncodedRecords:
     values: list[bytes] = []
     origins: list[tuple[str, int, int]] = []
     timestamps: list[int] = []
+    headers: list[Sequence[tuple[str, bytes]]] = []
     for part in parts:
         keys.extend(part.keys)
         values.extend(part.values)
         origins.extend(part.origins)
         timestamps.extend(part.timestamps_ns)
-    return EncodedRecords(keys, values, origins, timestamps)
+        headers.extend(part.headers)
+    return EncodedRecords(keys, values, origins, timestamps, headers)
 
 
 def _refused_row(batch: TickBatch, row: int, admitted: bool) -> DeadLetterEntry:

@@ -1,0 +1,85 @@
+"""Random schedules of crashes, zombies, lost connections, rebalances and stops: the output is that of one quiet run."""
+
+import asyncio
+import random
+
+import pytest
+from replicas import Replica, SharedDisk, expected_output, new_broker, published, seeded_record
+from virtual_time import run_virtually
+
+from usp_daemon.wire import TopicPartition
+
+CRASH_POINTS = (
+    "takeover.fenced", "begin.snapshot_written", "restore.loaded", "restore.imported", "replay.caught_up",
+    "commit.before", "commit.after", "revoke.begun", "revoke.committed", "revoke.snapshot_written",
+    "snapshot.before_rename", "snapshot.after", "transport.publish.begin", "transport.publish.offsets",
+    "transport.publish.records", "transport.publish.commit", "transport.publish.committed", "transport.open",
+    "transport.opened", "transport.committed", "transport.join", "transport.heartbeat", "transport.poll",
+)  # fmt: skip
+
+
+async def schedule(seed: int, *, num_partitions: int = 3, num_records: int = 240) -> dict:
+    """One random history; returns what happened, having compared the output."""
+    rng = random.Random(seed)
+    broker, disk = new_broker(num_partitions), SharedDisk()
+    replicas = [Replica(f"r{i}", broker, disk, seed * 10 + i) for i in range(rng.randint(1, 3))]
+    kafka = replicas[0].kafka
+    for replica in replicas:
+        replica.fault_rate = rng.choice((0.0, 0.0, 0.005, 0.02))
+        replica.write_failure = rng.choice((0.0, 0.2))
+        replica.start()
+
+    async def produce():
+        for number in range(num_records):
+            partition = rng.randrange(num_partitions)
+            value, stamp_ms = seeded_record(rng, partition, number)
+            broker.produce("ticks", partition, b"k", value, stamp_ms)
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.4)
+
+    producing = asyncio.create_task(produce())
+    for _ in range(rng.randint(3, 9)):
+        await asyncio.sleep(rng.random() * 6.0)
+        replica = rng.choice(replicas)
+        if replica.task.done():
+            replica.start()
+            continue
+        action = rng.random()
+        if action < 0.3:
+            await replica.kill()
+        elif action < 0.6:
+            replica.crash_at[rng.choice(CRASH_POINTS)] = rng.randint(1, 6)
+        elif action < 0.8:  # a zombie
+            replica.transport.freeze()
+            asyncio.get_running_loop().call_later(rng.choice((1.0, 9.0, 20.0)), replica.transport.thaw)
+        else:
+            await asyncio.wait({asyncio.create_task(replica.stop())}, timeout=30.0)
+    await producing
+    # The storm is over: whoever is dead comes back, and all of it must be answered.
+    for replica in replicas:
+        replica.crash_at.clear()
+        replica.transport.thaw()
+        replica.fault_rate = replica.faults.rate = replica.write_failure = 0.0
+        replica.daemon._store.write_failure = 0.0
+        if replica.task.done():
+            replica.start()
+    inputs = [TopicPartition("ticks", p) for p in range(num_partitions)]
+    ends = [broker.bounds(partition).end for partition in inputs]
+    deadline = asyncio.get_running_loop().time() + 300.0
+    while [await broker.committed("g", partition) for partition in inputs] != ends:
+        assert asyncio.get_running_loop().time() < deadline, [replica.daemon.unready for replica in replicas]
+        await asyncio.sleep(0.5)
+    for partition in range(num_partitions):
+        assert published(broker, kafka, partition) == await expected_output(broker, "ticks", partition), partition
+    for replica in replicas:
+        await asyncio.wait({asyncio.create_task(replica.stop())}, timeout=60.0)
+        if not replica.task.done():
+            await replica.kill()
+    for replica in replicas:
+        assert not replica.deaths, replica.deaths
+    return {"points": set().union(*(replica.points_passed for replica in replicas)), "replicas": replicas}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_schedule_gives_the_output_of_one_quiet_run(seed):
+    run_virtually(schedule(seed))
