@@ -50,16 +50,21 @@ class ExitCode(enum.IntEnum):
     FAILURE = 1
     USAGE = 2
     INPUT = 3
+    BROKER = 69
+    UNFINISHED = 75
     INTERRUPTED = 130
 
     @property
     def meaning(self) -> str:
         """One line for the help and the documentation."""
         return {
-            ExitCode.OK: "all input was read and answered (dead letters included)",
+            ExitCode.OK: "all input was read and answered (dead letters included); a service drained and stopped",
             ExitCode.FAILURE: "something broke while running: the device, the disk, a defect",
             ExitCode.USAGE: "wrong usage or configuration, or the device asked for is not there",
             ExitCode.INPUT: "an input file is unusable, or broke off; what could be read was answered",
+            ExitCode.BROKER: "the broker cannot be reached at start, or refuses: no rights, topics that do not fit",
+            ExitCode.UNFINISHED: "the service ended before all was done (out of time, or stalled); start it again, "
+            "recovery makes up for it",
             ExitCode.INTERRUPTED: "interrupted (SIGINT or SIGTERM); what was done until then is in the output",
         }[self]
 
@@ -111,23 +116,33 @@ PredictorFactory = Callable[[Settings, ReplayOptions], AbstractAsyncContextManag
 @contextlib.asynccontextmanager
 async def started_worker(settings: Settings, options: ReplayOptions) -> AsyncIterator[tuple[Predictor, str]]:
     """The worker that owns the device, compiled and ready, and its device in words."""
-    compute = settings.compute
-    worker = Worker(
-        predictor_config(settings),
-        device=options.device or compute.device,
-        precision=options.precision or compute.precision,
-        max_symbols=options.max_symbols or compute.max_symbols,
-    )
+    worker = build_worker(settings, device=options.device, precision=options.precision, max_symbols=options.max_symbols)
     try:
         report = await worker.start()
-        _give_back_freed_memory()
+        give_back_freed_memory()
         yield worker, str(report.device)
     finally:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker.close(), _CLOSE_TIMEOUT_S)
 
 
-def _give_back_freed_memory() -> None:
+def build_worker(
+    settings: Settings, *, device: str | None = None, precision: str | None = None, max_symbols: int | None = None
+) -> Worker:
+    """The worker that the settings describe, not started; what is given stands before them."""
+    compute = settings.compute
+    return Worker(
+        predictor_config(settings),
+        device=device or compute.device,
+        precision=precision or compute.precision,
+        tile_width=None if compute.tile_width == "auto" else int(compute.tile_width),
+        refresh_width=None if compute.refresh_width == "auto" else int(compute.refresh_width),
+        max_symbols=max_symbols or compute.max_symbols,
+        cache_directory=pathlib.Path(compute.compilation_cache) if compute.compilation_cache else None,
+    )
+
+
+def give_back_freed_memory() -> None:
     """Ask the C library to return what compilation has freed: about 1 GB that would otherwise stay with the process."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -285,15 +300,29 @@ async def _first_of(coroutine: Coroutine[Any, Any, _T], event: asyncio.Event, *,
         signalled.cancel()
 
 
-def _tick_format(settings: Settings, options: ReplayOptions) -> TickFormat:
+def tick_format_of(settings: Settings) -> TickFormat:
+    """How the settings say a tick is written."""
     wire = settings.wire
     return TickFormat(
-        symbol_field=options.symbol_field or wire.symbol_field,
-        time_field=options.time_field or wire.time_field,
-        value_field=options.value_field or wire.value_field,
-        time_unit=TimeUnit(options.time_unit or wire.time_unit),
+        symbol_field=wire.symbol_field,
+        time_field=wire.time_field,
+        value_field=wire.value_field,
+        time_unit=TimeUnit(wire.time_unit),
+        key_is_symbol=wire.key_is_symbol,
         max_record_bytes=wire.max_record_bytes,
         max_symbol_length=wire.max_symbol_length,
+    )
+
+
+def _tick_format(settings: Settings, options: ReplayOptions) -> TickFormat:
+    usual = tick_format_of(settings)
+    return dataclasses.replace(
+        usual,
+        symbol_field=options.symbol_field or usual.symbol_field,
+        time_field=options.time_field or usual.time_field,
+        value_field=options.value_field or usual.value_field,
+        time_unit=TimeUnit(options.time_unit) if options.time_unit else usual.time_unit,
+        key_is_symbol=False,  # files have no keys
     )
 
 

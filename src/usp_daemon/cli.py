@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from usp_daemon.app import ReplaySummary
 
 # The same as usp_daemon.app.ExitCode, whose import would bring the numerical libraries with it.
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INPUT, EXIT_BROKER, EXIT_INTERRUPTED = 0, 1, 2, 3, 69, 130
 _EXIT_CODES = """exit codes:
-  0    all input was read and answered (dead letters included)
+  0    all input was read and answered (dead letters included); a service drained and stopped
   1    something broke while running: the device, the disk, a defect
   2    wrong usage or configuration, or the device asked for is not there
   3    an input file is unusable, or broke off; what could be read was answered
+  69   the broker cannot be reached at start, or refuses: no rights, topics that do not fit
+  75   the service ended before all was done (out of time, or stalled); start it again, recovery makes up for it
   130  interrupted (SIGINT or SIGTERM); what was done until then is in the output
 """
 _PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "aiokafka", "optuna")
@@ -90,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     replay.add_argument("--quantiles", action="store_true", help="add the quantile grid to every prediction")
     replay.add_argument("--report", action="store_true", help="also write report.html")
 
+    run = command("run", "Run the service: ticks in from Kafka, predictions and alarms out to it.")
+    run.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)")
+
     check = command("check-config", "Say whether a configuration is right, or everything that is wrong with it.")
     check.add_argument(
         "config", nargs="?", type=pathlib.Path, metavar="FILE", help="(config/config.toml if it is there)"
@@ -144,7 +149,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     from usp_daemon.compute import ComputeError, DeviceUnavailableError
     from usp_daemon.config import ConfigError
-    from usp_daemon.telemetry import configure_logging, get_logger
+    from usp_daemon.telemetry import HttpServerError, configure_logging, get_logger
     from usp_daemon.transport import InputError
     from usp_daemon.wire import TransportError
 
@@ -157,14 +162,18 @@ def _run(parsed: argparse.Namespace) -> int:
         return code
 
     try:
-        summary = asyncio.run(_command(parsed, out, err))
+        ended = asyncio.run(_command(parsed, out, err))
     except* ConfigError as group:
         return_code = fail(_only(group), EXIT_USAGE)
     except* DeviceUnavailableError as group:
         return_code = fail(_only(group), EXIT_USAGE)
     except* InputError as group:
         return_code = fail(_only(group), EXIT_INPUT)
-    except* (TransportError, ComputeError) as group:
+    except* HttpServerError as group:
+        return_code = fail(_only(group), EXIT_USAGE)
+    except* TransportError as group:
+        return_code = fail(_only(group), EXIT_BROKER if parsed.command == "run" else EXIT_FAILURE)
+    except* ComputeError as group:
         return_code = fail(_only(group), EXIT_FAILURE)
     except* KeyboardInterrupt:
         return_code = EXIT_INTERRUPTED
@@ -173,15 +182,21 @@ def _run(parsed: argparse.Namespace) -> int:
         get_logger(__name__).error("command_failed", command=parsed.command, exc_info=group)
         return_code = fail(_only(group), EXIT_FAILURE)
     else:
-        return_code = int(summary.exit_code)
-        if parsed.command == "demo" and parsed.open and summary.stats.predictions:
+        if isinstance(ended, int):
+            return int(ended)
+        return_code = int(ended.exit_code)
+        if parsed.command == "demo" and parsed.open and ended.stats.predictions:
             _open_report(parsed.out)
     return return_code
 
 
-async def _command(parsed: argparse.Namespace, out: "Console", err: "Console") -> "ReplaySummary":
+async def _command(parsed: argparse.Namespace, out: "Console", err: "Console") -> "ReplaySummary | int":
     from usp_daemon import app
 
+    if parsed.command == "run":
+        from usp_daemon.daemon_app import run_daemon
+
+        return await run_daemon(parsed.config)
     if parsed.command == "demo":
         return await app.demo(parsed.out, out, err)
     options = app.ReplayOptions(

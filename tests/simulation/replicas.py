@@ -209,6 +209,8 @@ class Replica:
             return
         del self.crash_at[point]
         self.alive = False
+        # The point may lie in a task that nobody watches; a process dies as a whole.
+        asyncio.get_running_loop().call_soon(self.task.cancel)
         raise Killed(point)
 
     def start(self):
@@ -233,7 +235,6 @@ class Replica:
             ),  # fmt: skip
             policy=RecoveryPolicy(),
             options=self.options,
-            num_partitions_fn=lambda topic: self.broker.num_partitions(topic),
             observer=Observer(),
             wall_clock=lambda: EPOCH_S + loop.time(),
             crash_fn=self.crash_fn,

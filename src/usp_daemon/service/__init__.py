@@ -1,9 +1,8 @@
 """The service: the pipeline from records to results, and what paces and guards it in a replay."""
 
 from ._daemon import Daemon, DaemonOptions, Outcome, StopRequest
-from ._observer import Observer
+from ._observer import Observer, TelemetryObserver
 from ._pacing import Pacer
-from ._partition import PartitionState
 from ._pipeline import Pipeline, PipelineStats, Predictor
 from ._recovery import Program, RecoveryError, RecoveryPolicy
 from ._results import Answer, StepResult
@@ -17,7 +16,6 @@ __all__ = [
     "Observer",
     "Outcome",
     "Pacer",
-    "PartitionState",
     "Pipeline",
     "PipelineStats",
     "Predictor",
@@ -27,5 +25,6 @@ __all__ = [
     "StatefulPredictor",
     "StepResult",
     "StopRequest",
+    "TelemetryObserver",
     "TimeUnitGuard",
 ]

@@ -32,7 +32,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from usp_daemon.telemetry import get_logger
+from usp_daemon.telemetry import ResetReason, TransactionOutcome, get_logger
 from usp_daemon.wire import (
     AbstractGroupConsumer,
     AbstractTransport,
@@ -67,7 +67,6 @@ class Committer:
         interval_s: float,
         max_records: int,
         backoff_s: float,
-        wall_clock: Callable[[], float] = time.time,
         committed_fn: Callable[[OwnedPartition], None] = lambda owner: None,
         crash_fn: Callable[[str], None] = lambda point: None,
     ) -> None:
@@ -77,7 +76,6 @@ class Committer:
         self._interval_s = interval_s
         self._max_records = max_records
         self._backoff_s = backoff_s
-        self._wall_clock = wall_clock
         self._committed_fn = committed_fn
         self._crash_fn = crash_fn
 
@@ -121,14 +119,8 @@ class Committer:
         started = time.perf_counter()
         await self.publish(owner, batch)
         seconds = time.perf_counter() - started
-        now = self._wall_clock()
-        latencies = [
-            max(now - stamp / 1e9, 0.0)
-            for output in (batch.predictions, batch.dead_letters)
-            for stamp in output.timestamps_ns
-        ]
         self._observer.stage("publish", seconds, len(batch))
-        self._observer.answered(owner.partition, answers, latencies)
+        self._observer.answered(owner.partition, answers)
         self._committed_fn(owner)
 
     async def publish(self, owner: OwnedPartition, batch: OutputBatch) -> None:
@@ -137,17 +129,16 @@ class Committer:
         loop = asyncio.get_running_loop()
         while True:
             assert owner.writer is not None
-            began = loop.time()
             try:
                 self._crash_fn("commit.before")
                 await owner.writer.publish(batch)
             except FencedError:
-                self._observer.commit(owner.partition, "fenced", loop.time() - began)
+                self._observer.commit(owner.partition, TransactionOutcome.FENCED)
                 raise
             except OutcomeUnknownError as error:
-                self._observer.commit(owner.partition, "unknown", loop.time() - began)
+                self._observer.commit(owner.partition, TransactionOutcome.UNKNOWN)
                 _log.warning("commit_in_doubt", partition=str(owner.partition), start=start, end=end, error=str(error))
-                self._observer.writer_reset(owner.partition, "outcome_unknown")
+                self._observer.writer_reset(owner.partition, ResetReason.OUTCOME_UNKNOWN)
                 found = await self.take_over(owner)
                 if found == start or not self._transport.is_transactional:
                     continue
@@ -157,7 +148,7 @@ class Committer:
                         "another replica has answered in between"
                     ) from error
             self._crash_fn("commit.after")
-            self._observer.commit(owner.partition, "committed", loop.time() - began)
+            self._observer.commit(owner.partition, TransactionOutcome.COMMITTED)
             owner.committed = end
             owner.progress_at = loop.time()
             return
@@ -172,7 +163,7 @@ class Committer:
                 raise
             except TransportError as error:
                 _log.warning("takeover_failed", partition=str(owner.partition), error=str(error), retry_in_s=pause_s)
-                self._observer.commit(owner.partition, "failed", 0.0)
+                self._observer.broker_away(str(error))
             await asyncio.sleep(pause_s)
             pause_s = min(2.0 * pause_s, 30.0 * self._backoff_s)
 

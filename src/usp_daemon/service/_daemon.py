@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Hashable
 
 from usp_daemon.persistence import AbstractSnapshotStore, PersistenceError
-from usp_daemon.telemetry import get_logger
+from usp_daemon.telemetry import PartitionState, RebalanceKind, get_logger
 from usp_daemon.wire import (
     AbstractGroupConsumer,
     AbstractTransport,
@@ -33,7 +33,7 @@ from usp_daemon.wire import (
 
 from ._commit import Committer
 from ._observer import Observer
-from ._partition import OwnedPartition, PartitionState
+from ._partition import OwnedPartition
 from ._recovery import Program, Recovery, RecoveryError, RecoveryPolicy
 from ._stages import Stages, StatefulPredictor
 
@@ -109,7 +109,6 @@ class Daemon(AssignmentListener):
         program: Program,
         policy: RecoveryPolicy,
         options: DaemonOptions,
-        num_partitions_fn: Callable[[str], int],
         observer: Observer | None = None,
         wall_clock: Callable[[], float] = time.time,
         crash_fn: Callable[[str], None] = lambda point: None,
@@ -120,7 +119,6 @@ class Daemon(AssignmentListener):
         self._predictor = predictor
         self._store = store
         self._observer = observer or Observer()
-        self._wall_clock = wall_clock
         self._crash_fn = crash_fn
         self._owned: dict[TopicPartition, OwnedPartition] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -146,7 +144,6 @@ class Daemon(AssignmentListener):
             interval_s=options.commit_interval_s if transport.is_transactional else 0.0,
             max_records=options.commit_max_records,
             backoff_s=options.retry_backoff_s,
-            wall_clock=wall_clock,
             committed_fn=lambda owner: self._stages.notify(),
             crash_fn=crash_fn,
         )
@@ -158,7 +155,6 @@ class Daemon(AssignmentListener):
             program=program,
             policy=policy,
             group=options.group,
-            num_partitions_fn=num_partitions_fn,
             observer=self._observer,
             wall_clock=wall_clock,
             crash_fn=crash_fn,
@@ -259,24 +255,27 @@ class Daemon(AssignmentListener):
         loop = asyncio.get_running_loop()
         lag_at = 0.0
         while True:
+            began = loop.time()
             try:
                 polled = await self._consumer.poll(_POLL_S, self._options.max_batch)
             except OffsetOutOfRangeError as error:
                 self._restart(error.partition, str(error))
                 continue
+            counts: dict[TopicPartition, int] = {}
             for raw in polled:
                 owner = self._owned.get(TopicPartition(raw.topic, raw.partition))
                 if owner is None or not owner.receives:
                     continue
                 owner.accept(raw)
                 owner.progress_at = loop.time()
-                self._observer.polled(owner.partition, len(raw))
+                counts[owner.partition] = counts.get(owner.partition, 0) + len(raw)
                 if owner.num_queued >= self._options.max_queued_records and not owner.paused:
                     owner.paused = True
                     self._consumer.pause(owner.partition)
                 self._observer.queued(owner.partition, owner.num_queued, owner.paused)
             if polled:
                 self._stages.notify()
+                self._observer.polled(loop.time() - began, counts)
             if loop.time() >= lag_at:
                 lag_at = loop.time() + _LAG_INTERVAL_S
                 self._report_lag()
@@ -288,7 +287,6 @@ class Daemon(AssignmentListener):
         self._observer.queued(owner.partition, owner.num_queued, owner.paused)
 
     def _report_lag(self) -> None:
-        now = self._wall_clock()
         for owner in self._owned.values():
             end = self._consumer.end_offset(owner.partition)
             if end is None or not owner.receives:
@@ -297,15 +295,13 @@ class Daemon(AssignmentListener):
             # Markers of transactions are no records: with nothing under way all is answered.
             busy = owner.num_queued or owner.num_in_stages or owner.pending
             behind = end - (owner.committed if busy or position is None else position)
-            oldest = owner.oldest_waiting_ns()
-            age = max(now - oldest / 1e9, 0.0) if behind > 0 and oldest is not None else 0.0
-            self._observer.lag(owner.partition, max(behind, 0), age)
+            self._observer.lag(owner.partition, max(behind, 0), owner.oldest_waiting_ns())
 
     # Assignment
 
     async def on_assigned(self, partitions: Collection[TopicPartition]) -> None:
         """See :class:`AssignmentListener`."""
-        self._observer.rebalanced("assigned", len(partitions))
+        self._observer.rebalanced(RebalanceKind.ASSIGNED, len(partitions))
         if self._tasks is None or self._closing:
             return
         for partition in sorted(partitions):
@@ -313,12 +309,13 @@ class Daemon(AssignmentListener):
 
     async def on_revoked(self, partitions: Collection[TopicPartition]) -> None:
         """See :class:`AssignmentListener`."""
-        self._observer.rebalanced("revoked", len(partitions))
+        self._observer.rebalanced(RebalanceKind.REVOKED, len(partitions))
         owners = [owner for partition in partitions if (owner := self._owned.get(partition)) is not None]
         await self._hand_over_all(owners)
 
     def _adopt(self, partition: TopicPartition, tasks: asyncio.TaskGroup) -> None:
         owner = OwnedPartition(partition)
+        owner.assigned_at = asyncio.get_running_loop().time()
         self._owned[partition] = owner
         self._observer.partition_state(partition, owner.state)
         owner.task = tasks.create_task(self._own(owner), name=f"daemon.owner.{partition}")
@@ -374,6 +371,7 @@ class Daemon(AssignmentListener):
                 self._crash_fn("replay.caught_up")
                 owner.replay_parameters = None
                 self._enter(owner, PartitionState.RUNNING)
+                self._observer.restored(owner.partition, asyncio.get_running_loop().time() - owner.assigned_at)
                 _log.info("partition_running", partition=str(owner.partition), offset=owner.committed)
                 break
             await asyncio.sleep(0.02)
@@ -413,7 +411,7 @@ class Daemon(AssignmentListener):
             return False
         owner.last_snapshot_offset = offset
         seconds = time.perf_counter() - started
-        self._observer.snapshot_saved(owner.partition, seconds, info.size_bytes, self._wall_clock())
+        self._observer.snapshot_saved(owner.partition, seconds, info.size_bytes)
         return True
 
     # Handing over
@@ -521,7 +519,8 @@ class Daemon(AssignmentListener):
             asked = loop.time() + _HEARTBEAT_S
             await asyncio.sleep(_HEARTBEAT_S)
             self._observer.heartbeat(max(loop.time() - asked, 0.0))
-            self._observer.symbols(self._stages.num_symbols)
+            for partition in self._owned:
+                self._observer.symbols(partition, self._stages.num_symbols(partition))
             since = self._stages.stepping_since
             if since is not None and time.monotonic() - since > limit_s:
                 self._observer.stalled("step", time.monotonic() - since)

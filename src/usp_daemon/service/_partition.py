@@ -9,28 +9,16 @@ ASSIGNED --> RESTORING --> REPLAYING --> RUNNING --> REVOKING --> (gone)
 import asyncio
 import collections
 import dataclasses
-import enum
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from usp_daemon.telemetry import PartitionState
 from usp_daemon.wire import AbstractPartitionWriter, RawBatch, TopicPartition
 
 from ._results import Answer
 
 _generations = itertools.count(1)
-
-
-class PartitionState(enum.StrEnum):
-    """What an owned partition is doing."""
-
-    ASSIGNED = "assigned"
-    RESTORING = "restoring"
-    REPLAYING = "replaying"
-    RUNNING = "running"
-    REVOKING = "revoking"
-    LOST = "lost"
-    FAILED = "failed"
 
 
 class OwnedPartition:
@@ -46,6 +34,7 @@ class OwnedPartition:
         self.generation = next(_generations)
         self.state = PartitionState.ASSIGNED
         self.reason = ""
+        self.assigned_at = 0.0
         self.writer: AbstractPartitionWriter | None = None
         self.task: asyncio.Task[Any] | None = None
         self.handover: asyncio.Task[bool] | None = None

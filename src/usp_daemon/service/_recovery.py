@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from usp_daemon.persistence import AbstractSnapshotStore, PartitionLockedError, Snapshot
-from usp_daemon.telemetry import get_logger
+from usp_daemon.telemetry import PartitionState, get_logger
 from usp_daemon.wire import AbstractGroupConsumer, OffsetBounds, TopicPartition
 
 from ._commit import Committer, nothing_but
 from ._observer import Observer
-from ._partition import OwnedPartition, PartitionState
+from ._partition import OwnedPartition
 from ._stages import StatefulPredictor
 
 _log = get_logger(__name__)
@@ -77,7 +77,6 @@ class Recovery:
         program: Program,
         policy: RecoveryPolicy,
         group: str,
-        num_partitions_fn: Callable[[str], int],
         observer: Observer,
         wall_clock: Callable[[], float] = time.time,
         crash_fn: Callable[[str], None] = lambda point: None,
@@ -89,7 +88,6 @@ class Recovery:
         self._program = program
         self._policy = policy
         self._group = group
-        self._num_partitions_fn = num_partitions_fn
         self._observer = observer
         self._wall_clock = wall_clock
         self._crash_fn = crash_fn
@@ -105,7 +103,6 @@ class Recovery:
         committed = await self._committer.take_over(owner)
         await self._lock(owner)
         bounds = await self._consumer.bounds(partition)
-        started = time.perf_counter()
         if committed is None:
             committed = await self._begin(owner, bounds)
         owner.committed = committed
@@ -114,7 +111,6 @@ class Recovery:
         owner.taken = owner.stepped_in_engine = position
         owner.silent_below = committed
         owner.last_snapshot_offset = position
-        self._observer.restored(partition, time.perf_counter() - started, num_symbols, committed - position)
         _log.info(
             "partition_restored",
             partition=str(partition),
@@ -155,7 +151,7 @@ class Recovery:
             settings=self._program.settings,
             config_hash=self._program.config_hash,
             config_epoch=0,
-            num_input_partitions=self._num_partitions_fn(partition.topic),
+            num_input_partitions=self._consumer.num_partitions(),
             created_ns=int(self._wall_clock() * 1e9),
             counters={},
         )
@@ -212,12 +208,12 @@ class Recovery:
                 )
             _log.warning("state_reset", partition=str(partition), offset=committed, reason=names)
             return self._readable(owner, committed, bounds), 0
-        if snapshot.num_input_partitions != self._num_partitions_fn(partition.topic):
+        if snapshot.num_input_partitions != self._consumer.num_partitions():
             _log.warning(
                 "partition_count_changed",
                 partition=str(partition),
                 then=snapshot.num_input_partitions,
-                now=self._num_partitions_fn(partition.topic),
+                now=self._consumer.num_partitions(),
                 consequence="symbols that moved to another partition start anew there",
             )
         position = snapshot.offset

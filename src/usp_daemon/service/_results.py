@@ -50,7 +50,7 @@ class Answer:
     output: OutputBatch
     reasons: Counter[str]
     alarm_kinds: Sequence[int]
-    gate_reasons: NDArray[np.int64]
+    refused_reasons: NDArray[np.int64]
 
 
 def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder: ResultEncoder) -> list[Answer]:
@@ -90,6 +90,7 @@ def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder
     gate_reasons = np.asarray(columns["gate_reasons"], dtype=np.int64)
     # A refused tick is answered too: with the standing forecast.
     refused = ~np.asarray(columns["accepted"], dtype=bool)
+    refused_reasons = np.where(refused, gate_reasons, 0)
 
     answers = []
     first = 0
@@ -111,7 +112,7 @@ def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder
                 dead.append(_refused_row(batch, row - first, bool(admitted[row])))
         alarm_kinds = [int(kinds[row]) for row in these]
         num_rejected = int(np.count_nonzero(refused[low:high]))
-        answers.append(_answer(batch, predictions, alarms, dead, alarm_kinds, gate_reasons[low:high], num_rejected))
+        answers.append(_answer(batch, predictions, alarms, dead, alarm_kinds, refused_reasons[low:high], num_rejected))
         first = last
     return answers
 
@@ -163,7 +164,7 @@ def _answer(
     alarms: EncodedRecords,
     refused: list[DeadLetterEntry],
     alarm_kinds: Sequence[int],
-    gate_reasons: NDArray[np.int64],
+    refused_reasons: NDArray[np.int64],
     num_rejected: int,
 ) -> Answer:
     # By offset, so that their order does not depend on how the stream was cut into batches.
@@ -177,7 +178,7 @@ def _answer(
     if batch.next_offset is not None:
         positions[batch.raw.topic, batch.raw.partition] = batch.next_offset
     output = OutputBatch(predictions, alarms, dead, positions, num_rejected)
-    return Answer(batch, output, Counter(entry.reason.value for entry in entries), alarm_kinds, gate_reasons)
+    return Answer(batch, output, Counter(entry.reason.value for entry in entries), alarm_kinds, refused_reasons)
 
 
 def _record_times(raw: RawBatch, entries: Sequence[DeadLetterEntry]) -> list[int]:

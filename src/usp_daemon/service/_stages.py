@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from usp_daemon.telemetry import PartitionState
 from usp_daemon.wire import RawBatch, ResultEncoder, TickBatch, TickDecoder, TopicPartition
 
 from ._observer import Observer
-from ._partition import OwnedPartition, PartitionState
+from ._partition import OwnedPartition
 from ._results import Answer, StepResult, encode_step
 
 _KNOWN_SYMBOLS_LIMIT = 200_000
@@ -120,10 +121,9 @@ class Stages:
         self._home: dict[str, TopicPartition] = {}
         self.stepping_since: float | None = None
 
-    @property
-    def num_symbols(self) -> int:
-        """Symbols seen in the partitions that are held."""
-        return sum(map(len, self._keys.values()))
+    def num_symbols(self, partition: TopicPartition) -> int:
+        """Symbols seen in a partition."""
+        return len(self._keys.get(partition, ()))
 
     def add(self, owner: OwnedPartition) -> None:
         """Step this partition's records from now on."""
@@ -218,9 +218,11 @@ class Stages:
                 continue
             for items, batches in _in_groups(work):
                 self.stepping_since = time.monotonic()
+                self._observer.stepping(True)
                 started = time.perf_counter()
                 result = await self._step_together(items, batches)
                 self.stepping_since = None
+                self._observer.stepping(False)
                 self._observer.stage("step", time.perf_counter() - started, sum(len(batch) for batch in batches))
                 for item in items:
                     item.owner.stepped_in_engine = item.raw.offsets[-1] + 1
@@ -289,7 +291,8 @@ class Stages:
         owner = item.owner
         if owner.state in (PartitionState.REPLAYING, PartitionState.RUNNING, PartitionState.REVOKING):
             if answer is None:
-                self._observer.replayed(owner.partition, len(item.raw))
+                left = max(owner.silent_below - item.raw.offsets[-1] - 1, 0)
+                self._observer.replayed(owner.partition, len(item.raw), left)
                 owner.wake.set()
             else:
                 owner.deliver(answer, now)

@@ -1,0 +1,326 @@
+"""The composition root of the service: builds one replica from settings, runs it, and says how it ended."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+import usp_daemon
+from usp_daemon.app import ExitCode, build_worker, give_back_freed_memory, tick_format_of
+from usp_daemon.compute import StartReport, StateKey, Worker, predictor_config
+from usp_daemon.config import (
+    SPECS,
+    ConfigError,
+    ParameterClass,
+    Settings,
+    diff_settings,
+    load_settings,
+    parse_settings,
+)
+from usp_daemon.persistence import AbstractSnapshotStore, DirectoryStore
+from usp_daemon.service import (
+    Daemon,
+    DaemonOptions,
+    Outcome,
+    Program,
+    RecoveryPolicy,
+    StopRequest,
+    TelemetryObserver,
+)
+from usp_daemon.telemetry import (
+    Health,
+    HttpServer,
+    ServiceMetrics,
+    configure_logging,
+    get_logger,
+    route_library_logs,
+    telemetry_routes,
+)
+from usp_daemon.transport import KafkaTransport
+from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
+
+_log = get_logger(__name__)
+
+CRASH_VARIABLE = "USP_CRASH_AT"
+_LAST_RESORT_S = 5.0
+
+
+async def run_daemon(config: pathlib.Path | None) -> ExitCode:
+    """Run one replica until a signal ends it.
+
+    Raises ``ConfigError``, ``DeviceUnavailableError``, ``HttpServerError``, and, possibly in an exception group,
+    ``TransportError`` when the broker cannot be reached at start or refuses for good, and ``ComputeError``.
+    """
+    settings = load_settings(config)
+    configure_logging(
+        settings.log.level,
+        log_format=settings.log.format,
+        fields={"group": settings.kafka.group, "instance": instance_name(settings)},
+    )
+    undo_logs = route_library_logs(settings.log.level)
+    stop = StopRequest()
+    try:
+        with _signals(stop, settings, config):
+            return await _serve(settings, stop)
+    finally:
+        undo_logs()
+
+
+def instance_name(settings: Settings) -> str:
+    """What this replica is called in logs and locks."""
+    name = settings.kafka.group_instance_id
+    return os.uname().nodename if name in ("auto", "") else name
+
+
+async def _serve(settings: Settings, stop: StopRequest) -> ExitCode:
+    registry = CollectorRegistry()
+    metrics = ServiceMetrics(registry)
+    health = Health(stall_timeout_s=settings.service.stall_timeout_s)
+    crash_fn = crash_points(os.environ)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_http(settings, registry, health))
+        worker = build_worker(settings)
+        stack.push_async_callback(_closed_within, worker, settings.service.shutdown_timeout_s)
+        # Compiled before the group is joined: a member that compiles would miss its heartbeats.
+        report = await _unless_stopped(worker.start(), stop)
+        if report is None:
+            return ExitCode.OK
+        give_back_freed_memory()
+        _report_start(settings, metrics, report)
+        transport = KafkaTransport(
+            settings.kafka,
+            guarantee=settings.delivery.guarantee,
+            commit_interval_ms=settings.delivery.commit_interval_ms,
+            min_retention_s=settings.recovery.min_retention_s,
+            start_timeout_s=settings.service.start_timeout_s,
+        )
+        stack.push_async_callback(transport.close)
+        warnings = await _unless_stopped(transport.prepare(), stop)
+        if warnings is None:
+            return ExitCode.OK
+        for warning in warnings:
+            _log.warning("topics_warning", text=warning)
+        daemon = build_daemon(
+            settings,
+            transport=transport,
+            store=_store(settings, crash_fn),
+            worker=worker,
+            report=report,
+            observer=TelemetryObserver(metrics, health),
+            crash_fn=crash_fn,
+        )
+        health.set_ready()
+        outcome = await daemon.run(stop)
+        health.set_not_ready("the service has ended")
+    _log.info("shutdown_complete", outcome=outcome.value)
+    return ExitCode.OK if outcome is Outcome.DRAINED else ExitCode.UNFINISHED
+
+
+def build_daemon(
+    settings: Settings,
+    *,
+    transport: AbstractTransport,
+    store: AbstractSnapshotStore,
+    worker: Worker,
+    report: StartReport,
+    observer: TelemetryObserver,
+    crash_fn: Callable[[str], None],
+) -> Daemon:
+    """The service over a transport, a store and a started worker."""
+    delivery, service, recovery = settings.delivery, settings.service, settings.recovery
+    return Daemon(
+        transport=transport,
+        predictor=worker,
+        store=store,
+        decoder=TickDecoder(tick_format_of(settings)),
+        encoder=ResultEncoder(config_hash=settings.predictor_hash()),
+        key_fn=StateKey,
+        program=program_of(settings, report),
+        policy=RecoveryPolicy(
+            on_state_missing=recovery.on_state_missing,
+            on_input_missing=recovery.on_input_missing,
+            on_state_incompatible=recovery.on_state_incompatible,
+            require_exact=recovery.require_exact,
+            initial_offset=settings.kafka.initial_offset,
+        ),
+        options=DaemonOptions(
+            group=settings.kafka.group,
+            commit_interval_s=delivery.commit_interval_ms / 1e3,
+            commit_max_records=delivery.commit_max_records,
+            max_batch=delivery.max_batch,
+            max_queued_records=delivery.max_queued_records,
+            snapshot_interval_s=settings.io.snapshot_interval_s,
+            shutdown_timeout_s=service.shutdown_timeout_s,
+            handover_timeout_s=0.5 * settings.kafka.rebalance_timeout_ms / 1e3,
+            stall_timeout_s=service.stall_timeout_s,
+            retry_backoff_s=service.retry_backoff_s,
+        ),
+        observer=observer,
+        crash_fn=crash_fn,
+    )
+
+
+def program_of(settings: Settings, report: StartReport) -> Program:
+    """What the present predictor is, for snapshots and for judging those of the past."""
+    kinds = (ParameterClass.TRACED, ParameterClass.STRUCTURAL)
+    shown = {path: value for path, value in settings.items() if SPECS[path].key.parameter_class in kinds}
+
+    def parameters_of(past: Mapping[str, float | int | bool | str]) -> Any:
+        document: dict[str, dict[str, Any]] = {}
+        for path, value in past.items():
+            if path in SPECS:
+                section, _, name = path.partition(".")
+                document.setdefault(section, {})[name] = value
+        return predictor_config(parse_settings(document, source="snapshot"))
+
+    return Program(
+        identity={name: value for name, value in vars(report.identity).items()},
+        settings=shown,
+        config_hash=settings.predictor_hash(),
+        structural=frozenset(p for p in shown if SPECS[p].key.parameter_class is ParameterClass.STRUCTURAL),
+        parameters_fn=parameters_of,
+    )
+
+
+def crash_points(environ: Mapping[str, str]) -> Callable[[str], None]:
+    """Kills the process with SIGKILL at a named point, when ``USP_CRASH_AT`` says so: ``point`` or ``point:n``, the
+    n-th time. For tests of recovery; does nothing otherwise.
+    """
+    wanted, _, count = environ.get(CRASH_VARIABLE, "").partition(":")
+    left = int(count or 1)
+
+    def at(point: str) -> None:
+        nonlocal left
+        if point != wanted:
+            return
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return at if wanted else lambda point: None
+
+
+def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnapshotStore:
+    io = settings.io
+    return DirectoryStore(
+        io.snapshot_path,
+        group=settings.kafka.group,
+        keep=io.snapshot_keep,
+        fsync=io.snapshot_atomic_fsync,
+        compression="gzip" if io.snapshot_compression == "gzip" else "none",
+        instance=instance_name(settings),
+        crash_fn=crash_fn,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _http(settings: Settings, registry: CollectorRegistry, health: Health) -> AsyncIterator[None]:
+    if not settings.http.enabled:
+        yield
+        return
+    routes = telemetry_routes(registry=registry, health=health, version=usp_daemon.__version__)
+    server = HttpServer(host=settings.http.host, port=settings.http.port, routes=routes)
+    await server.open()
+    # Before the service has a watchdog of its own to say that the loop turns.
+    beating = asyncio.create_task(_beat(health), name="http.heartbeat")
+    _log.info("http_listening", host=settings.http.host, port=server.port)
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await server.close()
+
+
+async def _beat(health: Health) -> None:
+    while True:
+        health.beat_loop()
+        await asyncio.sleep(1.0)
+
+
+def _report_start(settings: Settings, metrics: ServiceMetrics, report: StartReport) -> None:
+    metrics.record_build(
+        version=usp_daemon.__version__,
+        jax=importlib.metadata.version("jax"),
+        device=report.identity.device_kind,
+        precision=report.identity.precision,
+    )
+    metrics.record_config(config_hash=settings.content_hash(), predictor_hash=settings.predictor_hash())
+    metrics.record_compilations(report.num_compilations, report.compile_seconds)
+    _log.info(
+        "predictor_ready",
+        device=report.device,
+        compile_s=round(report.compile_seconds, 2),
+        bytes_per_symbol=report.bytes_per_symbol,
+    )
+
+
+async def _unless_stopped(coroutine: Any, stop: StopRequest) -> Any:
+    """What ``coroutine`` returns, or None, with the coroutine cancelled, when the end is asked for first."""
+    task = asyncio.ensure_future(coroutine)
+    stopped = asyncio.create_task(stop.requested.wait(), name="run.stop")
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        stopped.cancel()
+        task.cancel()
+
+
+async def _closed_within(worker: Worker, budget_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1 * budget_s):
+            await worker.close()
+
+
+@contextlib.contextmanager
+def _signals(stop: StopRequest, settings: Settings, config: pathlib.Path | None) -> Iterator[None]:
+    """SIGTERM and SIGINT end in order, a second one hurries; SIGHUP checks the configuration."""
+    loop = asyncio.get_running_loop()
+    last_resort: list[threading.Timer] = []
+
+    def end() -> None:
+        if not last_resort:
+            # What hangs in a thread or a library cannot be waited for; recovery makes up for it.
+            limit_s = settings.service.shutdown_timeout_s + _LAST_RESORT_S
+            timer = threading.Timer(limit_s, os._exit, (int(ExitCode.UNFINISHED),))
+            timer.daemon = True
+            timer.start()
+            last_resort.append(timer)
+        _log.info("stop_requested", hurried=stop.requested.is_set())
+        stop.stop()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    loop.add_signal_handler(signal.SIGINT, end)
+    loop.add_signal_handler(signal.SIGHUP, lambda: check_reload(settings, config))
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+        for timer in last_resort:
+            timer.cancel()
+
+
+def check_reload(settings: Settings, config: pathlib.Path | None) -> None:
+    """Say what the configuration as it is now would change; a restart applies it."""
+    began = time.perf_counter()
+    try:
+        new = load_settings(config)
+    except ConfigError as error:
+        _log.error("config_refused", problems=[str(problem) for problem in error.problems])
+        return
+    changes = diff_settings(settings, new).changes
+    _log.info(
+        "config_checked",
+        changed=[change.path for change in changes],
+        takes_effect="with a restart",
+        seconds=round(time.perf_counter() - began, 3),
+    )
