@@ -1,0 +1,186 @@
+"""A small HTTP/1.1 server on asyncio, for probes and scrapes: GET and HEAD, bounded in size, time and number.
+
+Hand-written because nothing at hand fits: prometheus_client's own server gives each slow client a thread for ever, and
+a web framework is six further packages for four fixed paths. It reads no bodies: a request that has one is answered and
+its connection closed, so that nothing of it is ever taken for a second request.
+"""
+
+import asyncio
+import email.utils
+import http
+import re
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from ._logs import get_logger
+
+_log = get_logger(__name__)
+
+MAX_HEAD_BYTES = 8192
+MAX_HEADERS = 64
+MAX_CONNECTIONS = 64
+_LINGER_S = 1.0
+_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/1\.([01])")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+
+
+class HttpServerError(Exception):
+    """The server cannot listen; the text says where, why and what to do."""
+
+
+class HttpRequest(NamedTuple):
+    """A request without its body. Names of headers are in lower case; of repeated ones the values are joined."""
+
+    path: str
+    query: str
+    headers: Mapping[str, str]
+
+
+class HttpResponse(NamedTuple):
+    """An answer."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+HttpHandler = Callable[[HttpRequest], Awaitable[HttpResponse]]
+
+
+class _BadRequestError(Exception):
+    """Its first argument is the status to answer with."""
+
+
+class HttpServer:
+    """Serves ``routes``, handlers by exact path, from :meth:`open` until :meth:`close`.
+
+    Port 0 takes a free one; ``port`` says which. ``timeout_s`` bounds each of: the wait for a whole request, the
+    handler, and the client's taking of the answer.
+    """
+
+    def __init__(self, *, host: str, port: int, routes: Mapping[str, HttpHandler], timeout_s: float = 10.0) -> None:
+        self.port = port
+        self._host = host
+        self._routes = dict(routes)
+        self._timeout_s = timeout_s
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen. Raises :class:`HttpServerError` when that is not possible."""
+        try:
+            self._server = await asyncio.start_server(self._serve, self._host, self.port, limit=MAX_HEAD_BYTES)
+        except OSError as error:
+            raise HttpServerError(
+                f"cannot listen on {self._host}:{self.port} for health and metrics: {error.strerror or error}; "
+                "choose another http.port or http.host, or set http.enabled = false"
+            ) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and break off what is under way; harmless when repeated."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            server.close()
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+            await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if len(self._connections) > MAX_CONNECTIONS:
+                await self._answer(writer, _plain(http.HTTPStatus.SERVICE_UNAVAILABLE))
+            else:
+                while await self._serve_one(reader, writer):
+                    pass
+            # To close with unread bytes would reset the connection, and the client might lose the answer.
+            writer.write_eof()
+            async with asyncio.timeout(_LINGER_S):
+                while await reader.read(MAX_HEAD_BYTES):
+                    pass
+        except (OSError, TimeoutError):
+            pass  # the client has gone, or does not take its answer
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort()
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; True when another may follow on the connection."""
+        is_head = keep = False
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self._timeout_s)
+            is_head, keep, request = _parsed(head)
+        except asyncio.IncompleteReadError:
+            return False  # closed by the client
+        except TimeoutError:
+            response = _plain(http.HTTPStatus.REQUEST_TIMEOUT)
+        except asyncio.LimitOverrunError:
+            response = _plain(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        except _BadRequestError as error:
+            response = _plain(error.args[0])
+        else:
+            response = await self._handle(request)
+        await self._answer(writer, response, keep=keep, without_body=is_head)
+        return keep
+
+    async def _handle(self, request: HttpRequest) -> HttpResponse:
+        handler = self._routes.get(request.path)
+        if handler is None:
+            return _plain(http.HTTPStatus.NOT_FOUND)
+        try:
+            return await asyncio.wait_for(handler(request), self._timeout_s)
+        except TimeoutError:
+            return _plain(http.HTTPStatus.SERVICE_UNAVAILABLE)
+        except Exception:  # whatever a page does wrong, the service goes on
+            _log.exception("http_handler_failed", path=request.path)
+            return _plain(http.HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, response: HttpResponse, *, keep: bool = False, without_body: bool = False
+    ) -> None:
+        head = (
+            f"HTTP/1.1 {int(response.status)} {http.HTTPStatus(response.status).phrase}\r\n"
+            f"Date: {email.utils.formatdate(usegmt=True)}\r\n"
+            f"Content-Type: {response.content_type}\r\n"
+            f"Content-Length: {len(response.body)}\r\n"
+            "Allow: GET, HEAD\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+            f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
+        )
+        writer.write(head.encode("latin-1") + (b"" if without_body else response.body))
+        await asyncio.wait_for(writer.drain(), self._timeout_s)
+
+
+def _plain(status: http.HTTPStatus) -> HttpResponse:
+    return HttpResponse(status, f"{status.value} {status.phrase}\n".encode())
+
+
+def _parsed(head: bytes) -> tuple[bool, bool, HttpRequest]:
+    """Whether the request is a HEAD, whether its connection may be kept, and the request."""
+    first, *lines = head[:-4].decode("latin-1").split("\r\n")
+    found = _REQUEST_LINE.fullmatch(first)
+    if found is None:
+        raise _BadRequestError(http.HTTPStatus.BAD_REQUEST)
+    method, target, minor = found.groups()
+    if len(lines) > MAX_HEADERS:
+        raise _BadRequestError(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+    headers: dict[str, str] = {}
+    for line in lines:
+        header = _HEADER.fullmatch(line)
+        if header is None:
+            raise _BadRequestError(http.HTTPStatus.BAD_REQUEST)
+        name = header[1].lower()
+        headers[name] = f"{headers[name]}, {header[2]}" if name in headers else header[2]
+    if method not in ("GET", "HEAD"):
+        raise _BadRequestError(http.HTTPStatus.METHOD_NOT_ALLOWED)
+    try:
+        parts = urllib.parse.urlsplit(target)
+    except ValueError:
+        raise _BadRequestError(http.HTTPStatus.BAD_REQUEST) from None
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    keep = minor == "1" and not has_body and "close" not in headers.get("connection", "").lower()
+    return method == "HEAD", keep, HttpRequest(parts.path or "/", parts.query, headers)
