@@ -70,7 +70,7 @@ class HttpServer:
     async def open(self) -> None:
         """Listen. Raises :class:`HttpServerError` when that is not possible."""
         try:
-            self._server = await asyncio.start_server(self._serve, self._host, self.port, limit=MAX_HEAD_BYTES)
+            self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=MAX_HEAD_BYTES)
         except OSError as error:
             raise HttpServerError(
                 f"cannot listen on {self._host}:{self.port} for health and metrics: {error.strerror or error}; "
@@ -88,10 +88,13 @@ class HttpServer:
             await asyncio.gather(*self._connections, return_exceptions=True)
             await server.wait_closed()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio's would report its cancellation as an error.
+        task = asyncio.create_task(self._serve(reader, writer), name="http.connection")
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if len(self._connections) > MAX_CONNECTIONS:
                 await self._answer(writer, _plain(http.HTTPStatus.SERVICE_UNAVAILABLE))
@@ -106,7 +109,6 @@ class HttpServer:
         except (OSError, TimeoutError):
             pass  # the client has gone, or does not take its answer
         finally:
-            self._connections.discard(task)
             writer.transport.abort()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -133,7 +135,9 @@ class HttpServer:
         if handler is None:
             return _plain(http.HTTPStatus.NOT_FOUND)
         try:
-            return await asyncio.wait_for(handler(request), self._timeout_s)
+            response = await asyncio.wait_for(handler(request), self._timeout_s)
+            http.HTTPStatus(response.status)  # a handler's mistake shows here, not in the answering
+            return response
         except TimeoutError:
             return _plain(http.HTTPStatus.SERVICE_UNAVAILABLE)
         except Exception:  # whatever a page does wrong, the service goes on

@@ -25,8 +25,8 @@ _HEAD = """\
 is stuck when it has input and makes no progress for `service.stall_timeout_s`; while the broker is away none is.
 
 Units are seconds, bytes and records. No label names a symbol. A series of one partition is there from its assignment
-until it is given up, so a sum over replicas counts each partition once; its counters begin at zero with each assignment.
-Beside these there are `process_*`, `python_gc_*` and `python_info` of prometheus_client.
+until it is given up, so a sum over replicas counts each partition once; its counters begin at zero each time. Beside
+these there are `process_*`, `python_gc_*` and `python_info` of prometheus_client.
 """
 
 
