@@ -194,6 +194,9 @@ async def test_a_body_is_not_taken_for_a_request(server: HttpServer, header: byt
         b"GET /hello HTTP/1.1\r\nHost: h\r\n folded\r\n\r\n",
         b"GET http://[ HTTP/1.1\r\nHost: h\r\n\r\n",
         b"GET /hello HTTP/1.1\r\nHost: h\r\nA: b\nC: d\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nA: b\rC: d\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nA: \x00\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nA:" + b" " * 8000 + b"\n\r\n\r\n",  # hard on a regular expression that backtracks
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ],
 )

@@ -119,6 +119,18 @@ def test_arguments_that_do_not_fit_lose_no_line(stream: io.StringIO) -> None:
     assert lines(stream)[0]["message"] == "%d records (arguments that do not fit it)"
 
 
+def test_library_does_not_hear_of_our_failures(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    handler = LibraryLogHandler(clock_fn=clock)
+    failures = []
+    monkeypatch.setattr(handler, "handleError", failures.append)
+    structlog.configure(processors=[lambda *_: 1 / 0])
+    record = logging.LogRecord("aiokafka", logging.ERROR, "f.py", 1, "text", None, None)
+    handler.handle(record)
+    assert failures == [record]
+
+
 def test_routing_reaches_every_library_and_can_be_undone(stream: io.StringIO) -> None:
     undo = route_library_logs()
     try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,3 +130,30 @@ def test_any_value_can_be_logged() -> None:
     configure_logging(log_format="json", stream=stream)
     get_logger("m").warning("event", thing=object(), table={("a", 1): b"\xff"}, text="\ud800")
     assert lines(stream)[0]["table"] == {"('a', 1)": "b'\\xff'"}
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device", text)
+
+
+def test_line_that_cannot_be_written_breaks_nothing() -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Full(), closed):
+        configure_logging(log_format="json", stream=stream)
+        get_logger("m").error("event")
+
+
+def test_lines_of_threads_are_whole() -> None:
+    stream = io.StringIO()
+    configure_logging(log_format="json", stream=stream)
+    threads = [
+        threading.Thread(target=lambda: [get_logger("m").error("event", text="x" * 100) for _ in range(100)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line["text"] for line in lines(stream)] == ["x" * 100] * 400

@@ -22,7 +22,8 @@ MAX_HEADERS = 64
 MAX_CONNECTIONS = 64
 _LINGER_S = 1.0
 _REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/1\.([01])")
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BREAKS = re.compile(r"[\r\n\0]")
 
 
 class HttpServerError(Exception):
@@ -174,11 +175,11 @@ def _parsed(head: bytes) -> tuple[bool, bool, HttpRequest]:
         raise _BadRequestError(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
     headers: dict[str, str] = {}
     for line in lines:
-        header = _HEADER.fullmatch(line)
-        if header is None:
+        name, colon, value = line.partition(":")
+        if not (colon and _HEADER_NAME.fullmatch(name)) or _BREAKS.search(value):
             raise _BadRequestError(http.HTTPStatus.BAD_REQUEST)
-        name = header[1].lower()
-        headers[name] = f"{headers[name]}, {header[2]}" if name in headers else header[2]
+        name, value = name.lower(), value.strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if method not in ("GET", "HEAD"):
         raise _BadRequestError(http.HTTPStatus.METHOD_NOT_ALLOWED)
     try:

@@ -39,7 +39,13 @@ class LibraryLogHandler(logging.Handler):
         self._windows: dict[tuple[str, str], _Window] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log the record, or count it. Called under the handler's lock."""
+        """Log the record, or count it; whoever logged it never hears of a failure. Called under the handler's lock."""
+        try:
+            self._log_or_count(record)
+        except Exception:
+            self.handleError(record)
+
+    def _log_or_count(self, record: logging.LogRecord) -> None:
         now = self._clock_fn()
         self._close_windows(now)
         text = _text(record)

@@ -1,15 +1,18 @@
 """Log lines: a constant event name with fields, as text for people or as JSON for machines, on standard error."""
 
+import contextlib
 import logging
 import re
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any
 
 import structlog
 
 _SECRET_NAME = re.compile("password|secret|token", re.IGNORECASE)
 _MASK = "***"
+_WRITING = threading.Lock()
 
 
 def configure_logging(
@@ -52,9 +55,7 @@ def configure_logging(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         # Standard error is looked up line by line: whoever replaces it gets the lines from then on.
-        logger_factory=lambda *_: structlog.PrintLogger(
-            file=cast(TextIO, stream if stream is not None else sys.stderr)
-        ),
+        logger_factory=lambda *_: _LineLogger(stream if stream is not None else sys.stderr),
         cache_logger_on_first_use=False,
     )
 
@@ -62,6 +63,20 @@ def configure_logging(
 def get_logger(name: str) -> Any:
     """A logger that puts ``name`` (the module's) on every line as ``module``."""
     return structlog.get_logger(module=name)
+
+
+class _LineLogger:
+    """Writes lines whole. A full disk or a closed pipe costs the line, not the service."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        with _WRITING, contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = exception = log = msg
 
 
 def _mask_secrets(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
