@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from usp_daemon.telemetry import HttpRequest, HttpResponse, HttpServer, HttpServerError
-from usp_daemon.telemetry._http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_HEADERS
+from usp_daemon.telemetry._http import MAX_CONNECTIONS, MAX_HEAD_BYTES
+from usp_daemon.telemetry._http_request import MAX_HEADERS
 
 BODY = b"hello\n"
 GET = b"GET /hello HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -238,6 +239,11 @@ async def test_slow_client_is_given_up(hasty_server: HttpServer) -> None:
     dripping.cancel()
     writer.transport.abort()
     assert status_of(answer) == 408
+
+
+async def test_idle_connection_is_closed_without_a_word(hasty_server: HttpServer) -> None:
+    answer = await exchange(hasty_server, GET, end=False)
+    assert (status_of(answer), answer.count(b"HTTP/1.1 ")) == (200, 1)
 
 
 async def test_client_that_takes_no_answer_is_given_up(hasty_server: HttpServer) -> None:

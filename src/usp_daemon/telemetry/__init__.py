@@ -4,7 +4,8 @@ from ._declare import MetricSpec
 from ._endpoints import telemetry_routes
 from ._health import Health, Verdict, beat_event_loop
 from ._histogram import ArrayHistogram, HistogramSeries
-from ._http import HttpHandler, HttpRequest, HttpResponse, HttpServer, HttpServerError
+from ._http import HttpHandler, HttpResponse, HttpServer, HttpServerError
+from ._http_request import HttpRequest
 from ._library_logs import LibraryLogHandler, route_library_logs
 from ._logs import configure_logging, get_logger
 from ._metrics import RebalanceKind, ResetReason, ServiceMetrics, Stage, TransactionOutcome

@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from ._health import Health, Verdict
-from ._http import HttpHandler, HttpRequest, HttpResponse
+from ._http import HttpHandler, HttpResponse
+from ._http_request import HttpRequest
 
 _INDEX = """\
 <!doctype html><meta charset="utf-8"><title>usp-daemon</title>

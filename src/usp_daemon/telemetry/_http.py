@@ -8,34 +8,21 @@ its connection closed, so that nothing of it is ever taken for a second request.
 import asyncio
 import email.utils
 import http
-import re
-import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+from ._http_request import BadRequestError, HttpRequest, parse_head
 from ._logs import get_logger
 
 _log = get_logger(__name__)
 
 MAX_HEAD_BYTES = 8192
-MAX_HEADERS = 64
 MAX_CONNECTIONS = 64
 _LINGER_S = 1.0
-_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/1\.([01])")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_BREAKS = re.compile(r"[\r\n\0]")
 
 
 class HttpServerError(Exception):
     """The server cannot listen; the text says where, why and what to do."""
-
-
-class HttpRequest(NamedTuple):
-    """A request without its body. Names of headers are in lower case; of repeated ones the values are joined."""
-
-    path: str
-    query: str
-    headers: Mapping[str, str]
 
 
 class HttpResponse(NamedTuple):
@@ -47,10 +34,6 @@ class HttpResponse(NamedTuple):
 
 
 HttpHandler = Callable[[HttpRequest], Awaitable[HttpResponse]]
-
-
-class _BadRequestError(Exception):
-    """Its first argument is the status to answer with."""
 
 
 class HttpServer:
@@ -100,8 +83,9 @@ class HttpServer:
             if len(self._connections) > MAX_CONNECTIONS:
                 await self._answer(writer, _plain(http.HTTPStatus.SERVICE_UNAVAILABLE))
             else:
-                while await self._serve_one(reader, writer):
-                    pass
+                is_first = True
+                while await self._serve_one(reader, writer, is_first=is_first):
+                    is_first = False
             # To close with unread bytes would reset the connection, and the client might lose the answer.
             writer.write_eof()
             async with asyncio.timeout(_LINGER_S):
@@ -112,20 +96,23 @@ class HttpServer:
         finally:
             writer.transport.abort()
 
-    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_first: bool) -> bool:
         """Answer one request; True when another may follow on the connection."""
         is_head = keep = False
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self._timeout_s)
-            is_head, keep, request = _parsed(head)
+            async with asyncio.timeout(self._timeout_s):
+                head = await reader.readuntil(b"\r\n\r\n")
+            is_head, keep, request = parse_head(head)
         except asyncio.IncompleteReadError:
             return False  # closed by the client
         except TimeoutError:
+            if not is_first:
+                return False  # an answer here might be taken for that to the client's next request
             response = _plain(http.HTTPStatus.REQUEST_TIMEOUT)
         except asyncio.LimitOverrunError:
             response = _plain(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        except _BadRequestError as error:
-            response = _plain(error.args[0])
+        except BadRequestError as error:
+            response = _plain(error.status)
         else:
             response = await self._handle(request)
         await self._answer(writer, response, keep=keep, without_body=is_head)
@@ -136,7 +123,8 @@ class HttpServer:
         if handler is None:
             return _plain(http.HTTPStatus.NOT_FOUND)
         try:
-            response = await asyncio.wait_for(handler(request), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                response = await handler(request)
             http.HTTPStatus(response.status)  # a handler's mistake shows here, not in the answering
             return response
         except TimeoutError:
@@ -157,35 +145,9 @@ class HttpServer:
             f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
         )
         writer.write(head.encode("latin-1") + (b"" if without_body else response.body))
-        await asyncio.wait_for(writer.drain(), self._timeout_s)
+        async with asyncio.timeout(self._timeout_s):
+            await writer.drain()
 
 
 def _plain(status: http.HTTPStatus) -> HttpResponse:
     return HttpResponse(status, f"{status.value} {status.phrase}\n".encode())
-
-
-def _parsed(head: bytes) -> tuple[bool, bool, HttpRequest]:
-    """Whether the request is a HEAD, whether its connection may be kept, and the request."""
-    first, *lines = head[:-4].decode("latin-1").split("\r\n")
-    found = _REQUEST_LINE.fullmatch(first)
-    if found is None:
-        raise _BadRequestError(http.HTTPStatus.BAD_REQUEST)
-    method, target, minor = found.groups()
-    if len(lines) > MAX_HEADERS:
-        raise _BadRequestError(http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not (colon and _HEADER_NAME.fullmatch(name)) or _BREAKS.search(value):
-            raise _BadRequestError(http.HTTPStatus.BAD_REQUEST)
-        name, value = name.lower(), value.strip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if method not in ("GET", "HEAD"):
-        raise _BadRequestError(http.HTTPStatus.METHOD_NOT_ALLOWED)
-    try:
-        parts = urllib.parse.urlsplit(target)
-    except ValueError:
-        raise _BadRequestError(http.HTTPStatus.BAD_REQUEST) from None
-    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    keep = minor == "1" and not has_body and "close" not in headers.get("connection", "").lower()
-    return method == "HEAD", keep, HttpRequest(parts.path or "/", parts.query, headers)
