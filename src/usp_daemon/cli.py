@@ -153,7 +153,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from usp_daemon.transport import InputError
     from usp_daemon.wire import TransportError
 
-    configure_logging(parsed.log_level, as_json=parsed.log_json)
+    configure_logging(parsed.log_level, log_format="json" if parsed.log_json else "console")
     # Rich takes 80 columns where there is no terminal; a table in a log may be wider.
     out, err = Console(width=None if sys.stdout.isatty() else 110), Console(stderr=True)
 
