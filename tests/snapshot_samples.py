@@ -20,12 +20,13 @@ FIELDS = (
 def sample(offset=7, *, num_symbols=3, width=4, topic="ticks", partition=2, group=GROUP, **changes):
     """A snapshot that differs from the one at any other offset in every array."""
     grid = np.arange(num_symbols * width, dtype=np.int64).reshape(num_symbols, width)
+    shift = offset % 1_000_003
     arrays = {
-        "model.weights": (grid + offset) / 7.0,
-        "model.scale": (grid[:, 0] + 0.5 + offset).astype(np.float32),
-        "gate.open": (grid + offset) % 3 == 0,
-        "gate.mode": (grid[:, :2] + offset).astype(np.int32),
-        "stamp_ns": CREATED_NS + offset + grid[:, 0],
+        "model.weights": (grid + shift) / 7.0,
+        "model.scale": (grid[:, 0] + 0.5 + shift).astype(np.float32),
+        "gate.open": (grid + shift) % 3 == 0,
+        "gate.mode": (grid[:, :2] + shift).astype(np.int32),
+        "stamp_ns": CREATED_NS + shift + grid[:, 0],
         "nothing": np.zeros((num_symbols, 0), np.float64),
     }
     values = {
@@ -41,7 +42,7 @@ def sample(offset=7, *, num_symbols=3, width=4, topic="ticks", partition=2, grou
         "config_epoch": 4,
         "num_input_partitions": 12,
         "created_ns": CREATED_NS,
-        "counters": {"alarms": offset * 2},
+        "counters": {"alarms": shift * 2},
     }
     return Snapshot(**(values | changes))
 
