@@ -100,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
         "config", nargs="?", type=pathlib.Path, metavar="FILE", help="(config/config.toml if it is there)"
     )
 
+    _add_snapshot_commands(command("snapshot", "List, inspect or verify the snapshots of a daemon's state."))
+
     command("version", "Print the versions of usp-daemon and of what it computes with.")
     return parser
 
@@ -111,6 +113,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _version()
     if parsed.command == "check-config":
         return _check_config(parsed.config)
+    if parsed.command == "snapshot":
+        return _snapshot(parsed)
     return _run(parsed)
 
 
@@ -141,6 +145,43 @@ def _check_config(path: pathlib.Path | None) -> int:
     report = check_config(path)
     print(report, file=sys.stdout if report.is_ok else sys.stderr)
     return EXIT_OK if report.is_ok else EXIT_USAGE
+
+
+def _add_snapshot_commands(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "List all snapshots of a store, without reading their bodies."
+    listing = actions.add_parser("list", help=text, description=text)
+    where = listing.add_mutually_exclusive_group()
+    where.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings, for io.snapshot_path")
+    where.add_argument("--path", type=pathlib.Path, metavar="DIR", help="the directory itself")
+    text = "Show what a snapshot says about itself."
+    inspection = actions.add_parser("inspect", help=text, description=text)
+    inspection.add_argument("file", type=pathlib.Path, metavar="FILE")
+    for subparser in (listing, inspection):
+        subparser.add_argument("--json", action="store_true", help="as JSON")
+    text = "Read snapshots to their last bit: exit code 0 if all are whole, 3 if one is not or there is none."
+    verification = actions.add_parser("verify", help=text, description=text)
+    verification.add_argument("paths", nargs="+", type=pathlib.Path, metavar="FILE|DIR")
+
+
+def _snapshot(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from usp_daemon import snapshot_commands
+    from usp_daemon.config import ConfigError
+
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        if parsed.action == "list":
+            snapshot_commands.list_snapshots(out, config=parsed.config, directory=parsed.path, as_json=parsed.json)
+        elif parsed.action == "inspect":
+            snapshot_commands.inspect_snapshot(out, parsed.file, as_json=parsed.json)
+        elif not snapshot_commands.verify_snapshots(out, parsed.paths):
+            return EXIT_INPUT
+    except (ConfigError, snapshot_commands.SnapshotCommandError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_INPUT
+    return EXIT_OK
 
 
 def _run(parsed: argparse.Namespace) -> int:

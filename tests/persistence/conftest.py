@@ -1,0 +1,6 @@
+"""Samples stand beside these folders, because tests of the command line use them too."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
