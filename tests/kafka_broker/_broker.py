@@ -34,9 +34,9 @@ class Broker:
 
     ``nodes`` is 1 or 3; each node is broker and controller. ``security`` adds the listeners SSL, MTLS, SASL_PLAINTEXT
     and SASL_SSL beside PLAINTEXT. ``proxied`` adds one whose advertised port is left for a ``Proxy``. ``port`` is the
-    first node's for ``port_listener``, the next nodes follow it; without it ports are free ones, kept with the directory.
-    ``long_lived`` lets the JVM compile for throughput instead of for a quick start. ``settings`` are further lines of
-    ``server.properties``.
+    first node's for ``port_listener``, the next nodes follow it; without it free ports are taken and kept with the
+    directory. ``long_lived`` lets the JVM compile for throughput instead of for a quick start. ``settings`` are further
+    lines of ``server.properties``.
 
     Methods act on all nodes, or on the one whose number (from 1) is given.
     """

@@ -48,14 +48,15 @@ def jars(version: str) -> list[Path]:
 def fetch(version: str = VERSIONS[0], verbose: bool = True) -> Path:
     """Downloads the jars of ``version`` (45 MB) unless they are there, and returns their folder.
 
-    Two processes may call it at once. Progress goes to standard error if ``verbose``. Raises ``BrokerUnavailable``.
+    Two processes may call it at once. Progress goes to standard error if ``verbose``. Raises ``BrokerUnavailable``,
+    also where there is no Java to run them.
     """
     if version not in VERSIONS:
         raise BrokerUnavailable(f"Kafka {version} is not pinned here; one of {', '.join(VERSIONS)}")
+    java()
     libraries = _libraries(version)
     if _is_complete(version):
         return libraries
-    java()
     maven = shutil.which("mvn")
     if maven is None:
         raise BrokerUnavailable(f"no mvn on the path; {_advice('Maven')}")

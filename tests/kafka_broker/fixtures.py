@@ -22,7 +22,8 @@ SERVERS, REQUIRED = "KAFKA_BOOTSTRAP_SERVERS", "USP_REQUIRE_KAFKA"
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """One plaintext broker of one node for all tests and all workers. To stop or kill one, take ``own_broker``."""
-    _fetch_or_skip(VERSIONS[0])
+    with unavailable_is_skipped():
+        fetch(VERSIONS[0])
     # With pytest-xdist each worker has a folder of its own in one that they share.
     base = tmp_path_factory.getbasetemp()
     with shared_broker(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) as broker:
@@ -71,11 +72,9 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
     made: list[Broker] = []
 
     def make(**options: object) -> Broker:
-        _fetch_or_skip(str(options.get("version", VERSIONS[0])))
-        try:
+        with unavailable_is_skipped():
+            fetch(str(options.get("version", VERSIONS[0])))
             broker = Broker(tmp_path / f"kafka-{len(made)}", **options)  # type: ignore[arg-type]
-        except BrokerUnavailable as error:
-            _skip(error)
         made.append(broker)
         broker.start()
         return broker
@@ -105,14 +104,12 @@ def topic_name(request: pytest.FixtureRequest) -> Callable[..., str]:
     return name
 
 
-def _fetch_or_skip(version: str) -> None:
+@contextmanager
+def unavailable_is_skipped() -> Iterator[None]:
+    """Skips the test where no broker can run, or fails it under ``USP_REQUIRE_KAFKA=1``."""
     try:
-        fetch(version)
+        yield
     except BrokerUnavailable as error:
-        _skip(error)
-
-
-def _skip(error: BrokerUnavailable) -> None:
-    if os.environ.get(REQUIRED) == "1":
-        pytest.fail(f"{REQUIRED}=1 and no broker: {error}", pytrace=False)
-    pytest.skip(f"no broker: {error}")
+        if os.environ.get(REQUIRED) == "1":
+            pytest.fail(f"{REQUIRED}=1 and no broker: {error}", pytrace=False)
+        pytest.skip(f"no broker: {error}")
