@@ -4,10 +4,17 @@ import abc
 import asyncio
 import contextlib
 import itertools
+import uuid
 from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import RecordsToDelete
+from aiokafka.structs import TopicPartition as KafkaPartition
+from kafka_broker import clients
 
 from usp_daemon.config import Kafka
 from usp_daemon.transport import MemoryBroker, MemoryTransport
+from usp_daemon.transport.kafka import KafkaTransport
 from usp_daemon.wire import AssignmentListener, EncodedRecords, OutputBatch, TopicPartition
 
 PATIENCE_S = 30.0  # how long a condition may take to come true; only a failing test waits so long
@@ -140,13 +147,64 @@ class MemoryWorld(AbstractWorld):
 
     async def produce(self, number, values, *, topic=None):
         for i, value in enumerate(values):
-            self.broker.produce(topic or self.kafka_options["input_topic"], number, b"k", value, 1_000 + i, [("a", b"b")])
+            self.broker.produce(
+                topic or self.kafka_options["input_topic"], number, b"k", value, 1_000 + i, [("a", b"b")]
+            )
 
     async def read_committed(self, topic, number):
         return [Seen(*record[1:4], list(record.headers)) for record in self.broker.read_committed(topic, number)]
 
     async def delete_before(self, number, offset):
         self.broker.delete_before(self.kafka_options["input_topic"], number, offset)
+
+
+class KafkaWorld(AbstractWorld):
+    options = dict(heartbeat_interval_ms=200, session_timeout_ms=6_000, rebalance_timeout_ms=6_000)
+
+    def __init__(self, servers):
+        super().__init__()
+        run = uuid.uuid4().hex[:8]  # a broker may outlive a test run
+        for key in ("group", "input_topic", "predictions_topic", "alarms_topic", "dead_letters_topic"):
+            self.kafka_options[key] += f"-{run}"
+        self.kafka_options["bootstrap_servers"] = servers
+        self.servers = servers
+
+    def make(self, kafka, guarantee):
+        return KafkaTransport(kafka, guarantee=guarantee)
+
+    async def produce(self, number, values, *, topic=None):
+        topic = topic or self.kafka_options["input_topic"]
+        async with clients.producer(self.servers, acks="all") as producer:
+            futures = [
+                await producer.send(
+                    topic, value, key=b"k", partition=number, timestamp_ms=1_000 + i, headers=[("a", b"b")]
+                )
+                for i, value in enumerate(values)
+            ]
+            for future in futures:
+                await future
+
+    async def read_committed(self, topic, number):
+        partition = KafkaPartition(topic, number)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.servers, enable_auto_commit=False, isolation_level="read_committed"
+        )
+        try:
+            await consumer.start()
+            consumer.assign([partition])
+            await consumer.seek_to_beginning(partition)
+            end = (await consumer.end_offsets([partition]))[partition]
+            records = []
+            while await consumer.position(partition) < end:
+                for found in (await consumer.getmany(timeout_ms=200)).values():
+                    records += [Seen(r.key, r.value, r.timestamp, list(r.headers)) for r in found]
+            return records
+        finally:
+            await consumer.stop()
+
+    async def delete_before(self, number, offset):
+        async with clients.admin(self.servers) as admin:
+            await admin.delete_records({KafkaPartition(*self.partition(number)): RecordsToDelete(before_offset=offset)})
 
 
 async def until(condition_fn):

@@ -6,12 +6,13 @@ import pytest
 
 from usp_daemon.wire import FencedError, OffsetOutOfRangeError, OutcomeUnknownError
 
-from group_worlds import MemoryWorld, read, until
+from group_worlds import KafkaWorld, MemoryWorld, read, until
 
 
-@pytest.fixture
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
 async def world(request):
-    async with MemoryWorld() as world:
+    servers = request.getfixturevalue("kafka_bootstrap_servers") if request.param == "kafka" else ""
+    async with KafkaWorld(servers) if servers else MemoryWorld() as world:
         yield world
 
 
@@ -39,7 +40,9 @@ async def test_records_come_with_everything_they_hold(world):
     batches = []
     while sum(map(len, batches)) < 3:
         batches += await consumer.poll(1.0, 100)
-    assert all((batch.topic, batch.source, batch.partition) == (*[world.partition(3).topic] * 2, 3) for batch in batches)
+    assert all(
+        (batch.topic, batch.source, batch.partition) == (*[world.partition(3).topic] * 2, 3) for batch in batches
+    )
     assert [value for batch in batches for value in batch.values] == [b"x", None, b""]
     assert [key for batch in batches for key in batch.keys] == [b"k"] * 3
     assert [time for batch in batches for time in batch.record_timestamps_ns] == [
@@ -214,7 +217,7 @@ async def test_a_publication_that_was_cut_short_leaves_nothing_or_all(world):
     assert committed in (1, 2)
     await again.publish(world.batch(0, 3, [b"2"]))
     await until(lambda: has(world, world.kafka().predictions_topic, 0, committed + 1))
-    assert await world.predictions(0) == [b"0", b"1", b"2"][: committed] + [b"2"]
+    assert await world.predictions(0) == [b"0", b"1", b"2"][:committed] + [b"2"]
 
 
 async def test_a_writer_may_be_opened_anew(world):
