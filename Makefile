@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
+NODES ?= 1
+KAFKA_VERSION ?= 4.1.1
+KAFKA_ARGS ?=
 PYTEST_ARGS ?=
 
 # One lock per use: what runs, what also develops and tests, what also drives an NVIDIA GPU.
@@ -13,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --for
 	--generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop install-cuda demo test lint format bench docs lock clean
+.PHONY: help install develop install-cuda demo kafka test lint format bench docs lock clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -46,6 +49,9 @@ install-cuda: $(VENV)/.package  ## the same with JAX for NVIDIA GPUs
 
 demo: install  ## real series through the whole predictor: a table and an HTML report
 	$(BIN)/usp-daemon demo $(DEMO_ARGS)
+
+kafka:  ## a real Kafka broker on 127.0.0.1:9092 until Ctrl-C; also NODES=3, KAFKA_VERSION=3.9.1
+	@$(PYTHON) scripts/kafka.py start --foreground --nodes $(NODES) --version $(KAFKA_VERSION) $(KAFKA_ARGS)
 
 test: develop  ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -1,6 +1,7 @@
 """How every test runs: 64-bit, no silent promotion of types or ranks, shapes checked, the same each time."""
 
 import os
+import sys
 from pathlib import Path
 
 # Two workers share two cores: one thread each for XLA and BLAS. Both must be set before JAX is imported.
@@ -16,6 +17,10 @@ import jaxtyping
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Helpers of several folders stand beside this file; a broker's fixtures are for all of them.
+sys.path.insert(0, str(ROOT / "tests"))
+pytest_plugins = ["kafka_broker.fixtures"]
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

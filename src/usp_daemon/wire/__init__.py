@@ -22,6 +22,7 @@ from ._group import (
     OffsetBounds,
     OffsetOutOfRangeError,
     OutcomeUnknownError,
+    RecordTooLargeError,
     TopicPartition,
 )
 from ._interface import AbstractSink, AbstractSource, TransportError
@@ -76,6 +77,7 @@ __all__ = [
     "OutputBatch",
     "Prediction",
     "RawBatch",
+    "RecordTooLargeError",
     "ResultEncoder",
     "TickBatch",
     "TickDecoder",

@@ -134,13 +134,15 @@ def dead_letter_entry(raw: RawBatch, position: int, reason: DeadLetterReason, me
 class EncodedRecords:
     """Encoded records of one output, with their keys and where the record that caused each came from.
 
-    ``timestamps_ns`` are the times of those records; empty where the output keeps none.
+    ``timestamps_ns`` are the times of those records; empty where the output keeps none. ``headers`` go with each record
+    where the transport has headers; empty where there are none for any.
     """
 
     keys: Sequence[bytes | None]
     values: Sequence[bytes]
     origins: Sequence[tuple[str, int, int]]  # source, partition, offset
     timestamps_ns: Sequence[int] = ()
+    headers: Sequence[Sequence[tuple[str, bytes]]] = ()
 
     def __len__(self) -> int:
         return len(self.values)

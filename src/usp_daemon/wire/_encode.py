@@ -27,6 +27,10 @@ from ._records import (
 
 Columns = Mapping[str, NDArray[Any]]
 
+OWN_HEADERS = "usp-"  # headers that begin so are this daemon's
+REASON_HEADER = "usp-reason"
+MAX_KEPT_HEADER_BYTES = 4_096
+
 # Columns whose numbers are published as they are; a row in which one of them is not finite must not leave the daemon.
 FLOAT_COLUMNS: tuple[str, ...] = (
     "predicted_next",
@@ -194,12 +198,22 @@ class ResultEncoder:
 
 
 def encode_dead_letters(entries: Sequence[DeadLetterEntry]) -> EncodedRecords:
-    """One record per entry, in order, keyed as the original was."""
+    """One record per entry, in order, keyed as the original was, with the reason and the original's headers."""
     return EncodedRecords(
         keys=[entry.key for entry in entries],
         values=[_dead_letter(entry) for entry in entries],
         origins=[(entry.source, entry.partition, entry.offset) for entry in entries],
+        headers=[_dead_letter_headers(entry) for entry in entries],
     )
+
+
+def _dead_letter_headers(entry: DeadLetterEntry) -> list[tuple[str, bytes]]:
+    """All of the original's headers stand in the record itself; those that are kept outside are for tracing."""
+    headers = [(REASON_HEADER, entry.reason.value.encode())]
+    kept = [(name, value) for name, value in entry.headers if not name.startswith(OWN_HEADERS)]
+    if sum(len(name.encode("utf-8", "replace")) + len(value or b"") for name, value in kept) <= MAX_KEPT_HEADER_BYTES:
+        headers += kept
+    return headers
 
 
 def _dead_letter(entry: DeadLetterEntry) -> bytes:

@@ -47,6 +47,19 @@ class OffsetOutOfRangeError(TransportError):
         self.position = position
 
 
+class RecordTooLargeError(TransportError):
+    """The broker takes no record of this size: nothing of the batch was published, and the writer may go on.
+
+    ``output`` is "predictions", "alarms" or "dead_letters", ``index`` the record's place in that part of the batch.
+    """
+
+    def __init__(self, message: str, output: str, index: int, origin: tuple[str, int, int]) -> None:
+        super().__init__(message)
+        self.output = output
+        self.index = index
+        self.origin = origin
+
+
 class AssignmentListener(abc.ABC):
     """Told which partitions come and go. Both are awaited inside the rebalance, so they must be quick."""
 

@@ -1,0 +1,55 @@
+"""Which record goes to which output topic, with which time and headers: the same for every broker."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from usp_daemon.config import Kafka
+from usp_daemon.wire import EncodedRecords, OutputBatch, TopicPartition
+
+SOURCE_HEADER = "usp-source"
+
+
+class OutputRecord(NamedTuple):
+    """One record of an output topic; ``timestamp_ms`` is None where the client's clock stands for it."""
+
+    timestamp_ms: int | None
+    key: bytes | None
+    value: bytes
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """One part of a batch and the topic it goes to. ``name`` is the part's name in :class:`OutputBatch`."""
+
+    name: str
+    topic: str
+    records: EncodedRecords
+
+    def __iter__(self) -> Iterator[OutputRecord]:
+        records = self.records
+        times = [time // 1_000_000 if time >= 0 else None for time in records.timestamps_ns]
+        for index, (source, partition, offset) in enumerate(records.origins):
+            headers = [(SOURCE_HEADER, f"{source}/{partition}/{offset}".encode("utf-8", "replace"))]
+            if records.headers:
+                headers += records.headers[index]
+            yield OutputRecord(times[index] if times else None, records.keys[index], records.values[index], headers)
+
+
+def outputs_of(batch: OutputBatch, topics: Kafka) -> list[Output]:
+    """The parts of ``batch`` that hold records."""
+    parts = [
+        Output("predictions", topics.predictions_topic, batch.predictions),
+        Output("alarms", topics.alarms_topic, batch.alarms),
+        Output("dead_letters", topics.dead_letters_topic, batch.dead_letters),
+    ]
+    return [part for part in parts if len(part.records)]
+
+
+def position_of(batch: OutputBatch, partition: TopicPartition) -> int | None:
+    """The offset to commit for ``partition``; None when the batch moves none. Raises ``ValueError`` for others'."""
+    others = set(batch.positions) - {partition}
+    if others:
+        raise ValueError(f"a batch for the writer of {partition} holds positions of {sorted(others)}")
+    return batch.positions.get(partition)

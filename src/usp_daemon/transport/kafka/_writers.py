@@ -1,0 +1,313 @@
+"""Publishing one partition's results: in one transaction with the offset, or at least once.
+
+What a crash costs, step by step, exactly once:
+
+==========================  =====================================================================
+before the offset is added  nothing was sent; the next owner answers the records again
+before EndTxn               the next owner's start aborts everything; it answers the records again
+after EndTxn was sent       all or nothing; the next owner's start waits until it is decided
+==========================  =====================================================================
+
+A writer whose publication failed is spent: its producer is ended at once, so that nothing of it goes on in the
+background, and must be opened anew.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiokafka import errors as kafka_errors
+from aiokafka.structs import TopicPartition as KafkaPartition
+
+from usp_daemon.config import Kafka
+from usp_daemon.wire import (
+    AbstractPartitionWriter,
+    FencedError,
+    OutcomeUnknownError,
+    OutputBatch,
+    RecordTooLargeError,
+    TopicPartition,
+    TransportError,
+)
+
+from .._output import outputs_of, position_of
+from ._errors import FENCED_ERRORS, cause_of, permanent
+from ._producer import PartitionProducer
+
+_log = logging.getLogger(__name__)
+
+CommitFn = Callable[[TopicPartition, int], Awaitable[None]]
+
+
+class KafkaWriter(AbstractPartitionWriter):
+    """What both writers share: a producer that is there or is not."""
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        options: dict[str, Any],
+        partition: TopicPartition,
+        transactional_id: str | None,
+        *,
+        close_timeout_s: float,
+    ) -> None:
+        self._kafka = kafka
+        self._options = options
+        self._partition = partition
+        self._transactional_id = transactional_id
+        self._close_timeout_s = close_timeout_s
+        self._deadline_s = kafka.request_timeout_ms / 1e3
+        self._producer: PartitionProducer | None = None
+        self._committed: int | None = None
+
+    @property
+    def committed(self) -> int | None:
+        """The offset that this writer committed last."""
+        return self._committed
+
+    @property
+    def partition(self) -> TopicPartition:
+        """Whose results this writer publishes."""
+        return self._partition
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to close."""
+        return self._producer is not None
+
+    async def open(self) -> None:
+        """Take the partition over: earlier owners are fenced, and what they left open is aborted or completed.
+
+        Raises :class:`OutcomeUnknownError` when the broker does not answer in time, so that it may be tried again.
+        """
+        await self._discard()
+        try:
+            producer = PartitionProducer(self._kafka, self._options, self._transactional_id)
+        except RuntimeError as error:  # no library for the compression
+            raise TransportError(f'kafka.compression = "{self._kafka.compression}": {error}') from error
+        self._producer = producer
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await producer.start()
+        except BaseException as error:
+            await self._discard()
+            if not isinstance(error, kafka_errors.KafkaError | TimeoutError | OSError):
+                raise
+            raise permanent(error, self._kafka) or OutcomeUnknownError(
+                f"the writer of {self._partition} cannot be opened now: {cause_of(error)!r}"
+            ) from error
+
+    async def close(self) -> None:
+        """Stop the producer, within a time even when the broker is away."""
+        await self._discard(self._close_timeout_s)
+
+    async def _discard(self, timeout_s: float = 0.0) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.close(timeout_s)
+
+    async def _guarded(self, producer: PartitionProducer, work: Awaitable[None], what: str, deadline_s: float) -> None:
+        """Await ``work``, but no longer than until the sender has died, a connection was lost, or the time is up."""
+        task = asyncio.ensure_future(work)
+        sender = producer.client._sender.sender_task
+        assert sender is not None
+        try:
+            await asyncio.wait(
+                {task, sender, producer.watch.failure}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task.done():
+                task.result()
+            elif sender.done():
+                raise (None if sender.cancelled() else sender.exception()) or OutcomeUnknownError(f"{what} was ended")
+            elif producer.watch.failure.done():
+                raise producer.watch.failure.result()
+            else:
+                raise TimeoutError(f"{what} took longer than {deadline_s:g} s")
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    def _explained(self, producer: PartitionProducer, error: BaseException) -> TransportError:
+        error = cause_of(error)
+        if isinstance(error, TransportError):
+            return error
+        if producer.watch.fenced or isinstance(error, FENCED_ERRORS):
+            return FencedError(
+                f"somebody else has taken {self._partition} over, or its transaction lasted longer than "
+                f"kafka.transaction_timeout_ms = {self._kafka.transaction_timeout_ms}: {error!r}"
+            )
+        return permanent(error, self._kafka) or OutcomeUnknownError(
+            f"whether the last results of {self._partition} were published is not known: {error!r}"
+        )
+
+
+class TransactionalWriter(KafkaWriter):
+    """Results and offset in one transaction."""
+
+    async def publish(self, batch: OutputBatch) -> None:
+        """Publish and commit all of ``batch`` or nothing."""
+        position = position_of(batch, self._partition)
+        producer = self._producer
+        if producer is None:
+            raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
+        producer.watch.reset()
+        try:
+            await self._publish(producer, batch, position)
+        except RecordTooLargeError:
+            await self._abort(producer)
+            raise
+        except Exception as error:
+            await self._discard()
+            raise self._explained(producer, error) from error
+        except BaseException:
+            await self._discard()
+            raise
+        if position is not None:
+            self._committed = position
+
+    async def _publish(self, producer: PartitionProducer, batch: OutputBatch, position: int | None) -> None:
+        client = producer.client
+        outputs = outputs_of(batch, self._kafka)
+        if position is None and not outputs:
+            return
+
+        async def fill() -> None:
+            await client.begin_transaction()
+            # First and once: offsets that follow records, or one another, meet races in aiokafka (#1004, #1098).
+            if position is not None:
+                offsets = {KafkaPartition(*self._partition): position}
+                await client.send_offsets_to_transaction(offsets, self._kafka.group)
+            async with asyncio.TaskGroup() as sending:
+                for output in outputs:
+                    sending.create_task(producer.send(output, self._partition.partition))
+
+        deadline_s = min(self._deadline_s, self._kafka.transaction_timeout_ms / 1e3)
+        try:
+            await self._guarded(producer, fill(), "filling the transaction", deadline_s)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+        # Every record is acknowledged; only now may the transaction be decided.
+        await self._guarded(producer, client.commit_transaction(), "committing the transaction", self._deadline_s)
+        if producer.watch.failure.done():
+            # aiokafka has retried by itself. A late copy of the first attempt could end a later transaction of the same
+            # epoch, so this producer may not begin one.
+            raise producer.watch.failure.result()
+
+    async def _abort(self, producer: PartitionProducer) -> None:
+        try:
+            await self._guarded(
+                producer, producer.client.abort_transaction(), "aborting the transaction", self._deadline_s
+            )
+        except Exception as error:
+            _log.warning("kafka_abort_failed: %r", error)
+            await self._discard()
+
+
+class DirectWriter(KafkaWriter):
+    """Results at once and acknowledged; the offset at its own pace, as a member of the group.
+
+    Nothing fences a former owner's results at this guarantee; its commits the group refuses.
+    """
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        options: dict[str, Any],
+        partition: TopicPartition,
+        *,
+        commit_fn: CommitFn,
+        commit_interval_s: float,
+        close_timeout_s: float,
+    ) -> None:
+        super().__init__(kafka, options, partition, None, close_timeout_s=close_timeout_s)
+        self._commit_fn = commit_fn
+        self._commit_interval_s = commit_interval_s
+        self._pending: int | None = None
+        self._commits: asyncio.Task[None] | None = None
+        self._refusal: TransportError | None = None
+
+    async def open(self) -> None:
+        """Connect."""
+        self._pending = self._refusal = None
+        await super().open()
+
+    async def close(self) -> None:
+        """Commit what is pending and stop the producer, within a time even when the broker is away."""
+        await self._stop_commits()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._close_timeout_s):
+                await self.commit_pending()
+        await super().close()
+
+    async def publish(self, batch: OutputBatch) -> None:
+        """Send the results and wait until they are acknowledged; the offset follows within the interval."""
+        position = position_of(batch, self._partition)
+        if self._refusal is not None:
+            raise self._refusal
+        producer = self._producer
+        if producer is None:
+            raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
+
+        async def send() -> None:
+            async with asyncio.TaskGroup() as sending:
+                for output in outputs_of(batch, self._kafka):
+                    sending.create_task(producer.send(output, self._partition.partition))
+
+        try:
+            try:
+                await self._guarded(producer, send(), "publishing", self._deadline_s)
+            except BaseExceptionGroup as group:
+                raise _first(group) from group
+        except RecordTooLargeError:
+            raise
+        except Exception as error:
+            await self._discard()
+            raise self._explained(producer, error) from error
+        except BaseException:
+            await self._discard()
+            raise
+        producer.watch.reset()
+        if position is not None:
+            self._pending = position
+            if self._commits is None:
+                self._commits = asyncio.create_task(self._keep_committing(), name=f"commits of {self._partition}")
+
+    async def _keep_committing(self) -> None:
+        while self._refusal is None:
+            await asyncio.sleep(self._commit_interval_s)
+            await self.commit_pending()
+
+    async def commit_pending(self) -> None:
+        """Commit now what is published and not committed yet."""
+        position = self._pending
+        if position is None or self._refusal is not None:
+            return
+        try:
+            await self._commit_fn(self._partition, position)
+        except OutcomeUnknownError as error:
+            _log.warning("kafka_commit_failed: %s", error)
+            return
+        except TransportError as error:
+            self._refusal = error
+            return
+        self._committed = position
+        if self._pending == position:
+            self._pending = None
+
+    async def _stop_commits(self) -> None:
+        task, self._commits = self._commits, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure of several outputs; a record that is too large only if nothing worse has happened."""
+    errors = list(group.exceptions)
+    worse = [error for error in errors if not isinstance(error, RecordTooLargeError)]
+    first = (worse or errors)[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
