@@ -10,8 +10,8 @@ from typing import NamedTuple
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition as KafkaPartition
-from kafka_broker import clients
 
+from kafka_broker import clients
 from usp_daemon.config import Kafka
 from usp_daemon.transport import MemoryBroker, MemoryTransport
 from usp_daemon.transport.kafka import KafkaTransport

@@ -44,7 +44,7 @@ from usp_daemon.telemetry import (
     route_library_logs,
     telemetry_routes,
 )
-from usp_daemon.transport import KafkaTransport
+from usp_daemon.transport.kafka import KafkaTransport
 from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 
 _log = get_logger(__name__)

@@ -5,9 +5,9 @@ import dataclasses
 import random
 
 import numpy as np
-from fake_predictor import FakePredictor
 from virtual_time import InlineExecutor
 
+from fake_predictor import FakePredictor
 from usp_daemon.config import Kafka
 from usp_daemon.persistence import (
     AbstractSnapshotStore,
@@ -230,8 +230,11 @@ class Replica:
             encoder=ResultEncoder(config_hash=CONFIG_HASH),
             key_fn=lambda *key: key,
             program=Program(
-                identity={"program_hash": "p"}, settings={"orchestration.cusum_k": 0.5}, config_hash=CONFIG_HASH,
-                structural=frozenset(), parameters_fn=dict,
+                identity={"program_hash": "p"},
+                settings={"orchestration.cusum_k": 0.5},
+                config_hash=CONFIG_HASH,
+                structural=frozenset(),
+                parameters_fn=dict,
             ),  # fmt: skip
             policy=RecoveryPolicy(),
             options=self.options,

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from usp_daemon.wire import FencedError, OffsetOutOfRangeError, OutcomeUnknownError
-
 from group_worlds import KafkaWorld, MemoryWorld, read, until
+from usp_daemon.wire import FencedError, OffsetOutOfRangeError, OutcomeUnknownError
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])

@@ -322,6 +322,10 @@ class _MemoryConsumer(AbstractGroupConsumer):
             raise OutcomeUnknownError(f"the offsets of {partition} are not known: {error}") from error
         return self._broker.bounds(partition)
 
+    def num_partitions(self) -> int:
+        """Partitions that the input topic has."""
+        return self._broker.num_partitions(self._transport.kafka.input_topic) or 0
+
     def end_offset(self, partition: TopicPartition) -> int | None:
         """The end of the partition."""
         return self._broker.bounds(partition).end if partition in self._positions else None

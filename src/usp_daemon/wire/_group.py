@@ -111,6 +111,10 @@ class AbstractGroupConsumer(AbstractTransportEnd):
         """What the broker has of the partition at this moment."""
 
     @abc.abstractmethod
+    def num_partitions(self) -> int:
+        """Partitions that the input topic has, as last heard; 0 while nothing was heard."""
+
+    @abc.abstractmethod
     def end_offset(self, partition: TopicPartition) -> int | None:
         """The end of the partition as last heard, without asking: for lag."""
 

@@ -264,6 +264,11 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             return None
         return state.position
 
+    def num_partitions(self) -> int:
+        """Partitions that the input topic has, by the metadata at hand."""
+        known = None if self._consumer is None else self._consumer.partitions_for_topic(self._kafka.input_topic)
+        return len(known or ())
+
     def end_offset(self, partition: TopicPartition) -> int | None:
         """Where readers of committed records stood still at the last answer of the broker."""
         state = self._state(partition)
