@@ -272,3 +272,13 @@ def test_parameters_of_one_batch_stand_for_that_batch_only() -> None:
     following = batch(["a", "b", "newer"], first_ns=2_000)
     after, expected = mixed.step(*following), plain.step(*following)
     assert all(same_bits(after.columns[name], expected.columns[name]) for name in expected.columns)
+
+
+def test_a_partitions_room_does_not_depend_on_its_neighbours() -> None:
+    full, alone = fake_engine(max_symbols=10), fake_engine(max_symbols=10)
+    for engine in (full, alone):
+        engine.limit_partitions(4)
+    full.step(*batch([key(i, partition=1) for i in range(10)]))
+    symbols = batch([key(i, partition=0) for i in range(5)])
+    admitted = full.step(*symbols).admitted
+    assert admitted.tolist() == alone.step(*symbols).admitted.tolist() == [True, True, True, False, False]

@@ -70,6 +70,9 @@ class ChainPredictor(FakePredictor):
         for symbol, count, link in zip(states.symbols, states.arrays["count"], states.arrays["chain"], strict=True):
             self.seen[topic, partition, symbol] = (int(count), float(link))
 
+    async def limit_partitions(self, num_partitions):
+        assert num_partitions > 0
+
     async def release(self, topic, partition):
         gone = [key for key in self.seen if key[:2] == (topic, partition)]
         for key in gone:

@@ -108,7 +108,7 @@ class Engine:
         self._owner = threading.get_ident()
         self._failure: BaseException | None = None
         self._choice = choice
-        self._max_symbols = max_symbols
+        self._max_symbols = self._partition_limit = max_symbols
         self._direct_fraction = direct_fraction
         self._config = config.as_arrays(choice.dtype)
         self._programs: TilePrograms = programs or compile_programs(program or core_program(), self._config, choice)
@@ -233,6 +233,14 @@ class Engine:
                 self._run(slots, (values, *stamps), outputs)
         columns = {leaf.path: packing.read(leaf, outputs) for leaf in packing.leaves}
         return BatchResult(admitted=slots >= 0, columns=columns)
+
+    def limit_partitions(self, num_partitions: int) -> None:
+        """Gives each of ``num_partitions`` an equal share of ``max_symbols`` (at least 1).
+
+        Whether a symbol is admitted then depends on its own partition only, not on what else is held here.
+        """
+        self._check_thread()
+        self._partition_limit = max(1, -(-self._max_symbols // max(1, num_partitions)))
 
     def release(self, topic: str, partition: int) -> int:
         """Drops the partition's symbols and pages, and returns how many symbols that were."""
@@ -400,11 +408,12 @@ class Engine:
         known = self._slots.get(key)  # an earlier tick of this batch may have admitted it
         if known is not None:
             return known
-        if len(self._slots) >= self._max_symbols:
-            return -1
         width = self._choice.tile_width
         partition = (key.topic, key.partition)
         pages = self._pages_of.get(partition)
+        held = sum(len(page.symbols) for page in pages or ())
+        if len(self._slots) >= self._max_symbols or held >= self._partition_limit:
+            return -1
         page = pages[-1] if pages and len(pages[-1].symbols) < width else self._new_page(partition)
         lane = len(page.symbols)
         page.symbols.append(key.symbol)

@@ -135,6 +135,10 @@ class Worker:
         """:meth:`Engine.release`."""
         return await self._submit(lambda engine: engine.release(topic, partition))
 
+    async def limit_partitions(self, num_partitions: int) -> None:
+        """:meth:`Engine.limit_partitions`."""
+        await self._submit(lambda engine: engine.limit_partitions(num_partitions))
+
     async def close(self) -> None:
         """Lets what was asked for finish, then ends the thread. May be called again, and before :meth:`start`.
 

@@ -151,6 +151,7 @@ class Committer:
             self._observer.commit(owner.partition, TransactionOutcome.COMMITTED)
             owner.committed = end
             owner.progress_at = loop.time()
+            owner.moved.set()
             return
 
     async def _persist(self, owner: OwnedPartition, attempt: Callable[[], Awaitable[int | None]]) -> int | None:

@@ -12,6 +12,7 @@ Every task has a name and the supervisor awaits it: if one dies, all end, and th
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import enum
 import time
@@ -43,6 +44,7 @@ _POLL_S = 0.1
 _LAG_INTERVAL_S = 1.0
 _HEARTBEAT_S = 0.25
 _STORE_RETRY_S = 5.0
+_LOOK_AGAIN_S = 0.1
 
 
 class Outcome(enum.Enum):
@@ -374,13 +376,20 @@ class Daemon(AssignmentListener):
                 self._observer.restored(owner.partition, asyncio.get_running_loop().time() - owner.assigned_at)
                 _log.info("partition_running", partition=str(owner.partition), offset=owner.committed)
                 break
-            await asyncio.sleep(0.02)
+            await self._moved(owner)
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(max(owner.snapshot_at - loop.time(), 0.0))
             owner.snapshot_at = loop.time() + self._options.snapshot_interval_s
             if owner.stepped_in_engine != owner.last_snapshot_offset and not await self._take_snapshot(owner):
                 owner.snapshot_at = loop.time() + min(self._options.snapshot_interval_s, 10.0)
+
+    async def _moved(self, owner: OwnedPartition) -> None:
+        """Until the partition has moved on; now and then anyway, because markers of transactions tell nobody."""
+        owner.moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_AGAIN_S):
+                await owner.moved.wait()
 
     def _has_caught_up(self, owner: OwnedPartition) -> bool:
         if owner.stepped_in_engine >= owner.silent_below and owner.num_in_stages == 0:
@@ -395,7 +404,7 @@ class Daemon(AssignmentListener):
         if offset == owner.last_snapshot_offset:
             return True
         while owner.committed < offset:  # step 8: only at committed offsets
-            await asyncio.sleep(0.02)
+            await self._moved(owner)
         return await self._save(owner, offset, states)
 
     async def _save(self, owner: OwnedPartition, offset: int, states: object) -> bool:
@@ -427,7 +436,7 @@ class Daemon(AssignmentListener):
         return all(done)
 
     async def _hand_over(self, owner: OwnedPartition) -> bool:
-        clean = owner.state is not PartitionState.LOST
+        clean = owner.state not in (PartitionState.LOST, PartitionState.FAILED)
         if owner.state is PartitionState.RUNNING:
             self._enter(owner, PartitionState.REVOKING)
             self._crash_fn("revoke.begun")

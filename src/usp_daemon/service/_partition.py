@@ -59,6 +59,7 @@ class OwnedPartition:
         self.drained = asyncio.Event()
         self.committed = 0
         self.progress_at = 0.0
+        self.moved = asyncio.Event()  # set whenever a record is stepped or a commit confirmed
         # snapshots
         self.snapshot_at = 0.0
         self.last_snapshot_offset = -1

@@ -181,6 +181,7 @@ class Recovery:
         """Loads states into the predictor; returns the offset at which they stand and how many symbols they are."""
         partition, policy = owner.partition, self._policy
         await self._predictor.release(*partition)
+        await self._predictor.limit_partitions(self._consumer.num_partitions())
         owner.replay_parameters = None
         snapshot = await self._store.newest(*partition, not_above=committed)
         self._crash_fn("restore.loaded")

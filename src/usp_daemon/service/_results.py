@@ -63,7 +63,7 @@ def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder
     symbols = [symbol for batch in batches for symbol in batch.symbols]
     values = np.concatenate([batch.values for batch in batches])
     timestamps = np.concatenate([batch.timestamps_ns for batch in batches])
-    record_timestamps = np.concatenate([batch.record_timestamps_ns for batch in batches]).tolist()
+    record_timestamps = [stamp for batch in batches for stamp in _tick_record_times(batch)]
     origins = [
         (batch.raw.source, batch.raw.partition, batch.raw.offsets[position])
         for batch in batches
@@ -181,7 +181,18 @@ def _answer(
     return Answer(batch, output, Counter(entry.reason.value for entry in entries), alarm_kinds, refused_reasons)
 
 
+def _tick_record_times(batch: TickBatch) -> Sequence[int]:
+    """Times of the records that held the ticks, ``NO_TIMESTAMP`` where one had none.
+
+    A tick's own time must not stand in: it may be anything, and the broker may refuse it.
+    """
+    times = batch.raw.record_timestamps_ns
+    if times is None:
+        return batch.record_timestamps_ns.tolist()
+    return [times[position] for position in batch.positions]
+
+
 def _record_times(raw: RawBatch, entries: Sequence[DeadLetterEntry]) -> list[int]:
     times = raw.record_timestamps_ns
     assert times is not None
-    return [max(int(times[bisect.bisect_left(raw.offsets, entry.offset)]), 0) for entry in entries]
+    return [times[bisect.bisect_left(raw.offsets, entry.offset)] for entry in entries]

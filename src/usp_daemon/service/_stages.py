@@ -55,6 +55,12 @@ class StatefulPredictor(Protocol):
         """Forget the partition's states."""
         ...
 
+    async def limit_partitions(self, num_partitions: int) -> None:
+        """Give every partition an equal share of the room for symbols, so that whether one is admitted does not depend
+        on what else this replica holds.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Item:
@@ -296,6 +302,7 @@ class Stages:
                 owner.wake.set()
             else:
                 owner.deliver(answer, now)
+        owner.moved.set()
         owner.num_in_stages -= 1
         if owner.num_in_stages == 0:
             owner.idle.set()
