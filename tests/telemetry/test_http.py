@@ -109,6 +109,16 @@ async def exchange(server: HttpServer, sent: bytes, *, end: bool = True) -> byte
         writer.transport.abort()
 
 
+async def test_answer_is_not_lost_to_a_client_that_is_still_sending(server: HttpServer) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    for _ in range(100):
+        writer.write(b"a" * 100_000)
+        await writer.drain()
+    writer.write_eof()
+    assert status_of(await asyncio.wait_for(reader.read(), 20.0)) == 431
+    writer.transport.abort()
+
+
 def status_of(answer: bytes) -> int:
     version, status, _ = answer.split(b" ", 2)
     assert version == b"HTTP/1.1"
