@@ -115,4 +115,4 @@ def _stamp(version: str) -> Path:
 
 
 def _advice(what: str) -> str:
-    return f"install {what}, on Debian with: apt-get install openjdk-17-jre-headless maven"
+    return f"install {what}, on Debian 12 or newer with: apt-get install default-jre-headless maven"
