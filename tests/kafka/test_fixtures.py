@@ -19,7 +19,7 @@ def test_shares(kafka_broker, number, tmp_path_factory):
     folder = pathlib.Path(os.environ["SEEN"])
     (folder / f"{os.getpid()}-{number}").write_text(str(kafka_broker.daemon().pid))
     # each worker has one test at least, because neither ends its first before the other begins
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len({file.name.split("-")[0] for file in folder.iterdir()}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -42,7 +42,7 @@ def run_pytest(folder: Path, root: Path, test: str, *options: str, **environment
         env=kept | {"PYTHONPATH": str(root / "tests")} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
