@@ -64,18 +64,8 @@ async def test_sigkill_loses_nothing(own_broker: Broker, topic_name: Callable[..
     await killed_and_restarted(own_broker, topic_name())
 
 
-async def test_stop_and_start_through_another_object(own_broker: Broker, topic_name: Callable[..., str]) -> None:
-    topic = topic_name()
-    await create_topic(own_broker.bootstrap_servers, topic)
-    await produce(own_broker.bootstrap_servers, topic, VALUES)
-    own_broker.stop()
-    other = Broker.at(own_broker.directory)
-    other.start()
-    assert own_broker.running == (1,)
-    assert await consume(own_broker.bootstrap_servers, topic) == VALUES
-
-
-async def test_a_paused_broker_answers_when_resumed(own_broker: Broker, topic_name: Callable[..., str]) -> None:
+async def test_pause_and_resume_then_stop_and_start(own_broker: Broker, topic_name: Callable[..., str]) -> None:
+    """A paused broker does not answer until it is resumed; a stopped one is started by another object with its data."""
     topic = topic_name()
     await create_topic(own_broker.bootstrap_servers, topic)
     async with producer(own_broker.bootstrap_servers) as client:
@@ -86,6 +76,10 @@ async def test_a_paused_broker_answers_when_resumed(own_broker: Broker, topic_na
         assert not done
         own_broker.resume()
         await waiting
+    own_broker.stop()
+    assert own_broker.running == ()
+    Broker.at(own_broker.directory).start()
+    assert own_broker.running == (1,)
     assert await consume(own_broker.bootstrap_servers, topic) == [b"before", b"during"]
 
 

@@ -28,7 +28,7 @@ class Command:
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
         return done.returncode, done.stdout + done.stderr

@@ -19,7 +19,7 @@ def test_shares(kafka_broker, number, tmp_path_factory):
     folder = pathlib.Path(os.environ["SEEN"])
     (folder / f"{os.getpid()}-{number}").write_text(str(kafka_broker.daemon().pid))
     # each worker has one test at least, because neither ends its first before the other begins
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len({file.name.split("-")[0] for file in folder.iterdir()}) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -42,7 +42,7 @@ def run_pytest(folder: Path, root: Path, test: str, *options: str, **environment
         env=kept | {"PYTHONPATH": str(root / "tests")} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
@@ -82,7 +82,7 @@ def test_without_java_a_test_is_skipped(tmp_path: Path, repository_root: Path) -
     code, output = run_pytest(tmp_path, repository_root, SERVERS, JAVA_HOME="/nowhere")
     assert code == 0
     assert "1 skipped" in output
-    assert "openjdk" in output
+    assert "apt-get install default-jre-headless maven" in output
 
 
 def test_without_java_a_required_broker_fails_the_test(tmp_path: Path, repository_root: Path) -> None:

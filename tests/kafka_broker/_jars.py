@@ -13,6 +13,8 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent.parent / ".cache" / "kafka"
 VERSIONS = ("4.1.1", "3.9.1")
 JAVA_AT_LEAST = 17
+# The version a Maven would take by itself differs between Mavens.
+COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
 
 class BrokerUnavailable(RuntimeError):
@@ -76,7 +78,7 @@ def _download(maven: str, version: str, libraries: Path, verbose: bool) -> None:
     say(f"Kafka {version}: fetching its jars with Maven")
     with tempfile.TemporaryDirectory(dir=libraries.parent) as folder:
         # The runtime scope matters: most of Kafka's own modules are runtime dependencies of its core.
-        command = [maven, "-B", "-f", str(_pom(version)), "dependency:copy-dependencies"]
+        command = [maven, "--batch-mode", "--strict-checksums", "--file", str(_pom(version)), COPY]
         command += ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
         said = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -115,4 +117,4 @@ def _stamp(version: str) -> Path:
 
 
 def _advice(what: str) -> str:
-    return f"install {what}, on Debian with: apt-get install openjdk-17-jre-headless maven"
+    return f"install {what}, on Debian 12 or newer with: apt-get install default-jre-headless maven"

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -9,7 +10,7 @@ from aiokafka.errors import for_code
 
 
 @asynccontextmanager
-async def admin(servers: str, **options: object) -> AsyncIterator[AIOKafkaAdminClient]:
+async def admin(servers: str, **options: Any) -> AsyncIterator[AIOKafkaAdminClient]:
     client = AIOKafkaAdminClient(bootstrap_servers=servers, **options)
     try:
         await client.start()
@@ -18,17 +19,17 @@ async def admin(servers: str, **options: object) -> AsyncIterator[AIOKafkaAdminC
         await client.close()
 
 
-async def create_topic(servers: str, topic: str, partitions: int = 1, replicas: int = 1, **options: object) -> None:
+async def create_topic(servers: str, topic: str, partitions: int = 1, replicas: int = 1, **options: Any) -> None:
     """Raises the broker's error, which aiokafka leaves in the response."""
     async with admin(servers, **options) as client:
         response = await client.create_topics([NewTopic(topic, partitions, replicas)])
-    for name, code, *rest in response.topic_errors:
+    for name, code, *rest in response.topic_errors:  # type: ignore[attr-defined]
         if code:
             raise for_code(code)(f"{name}: {rest}")
 
 
 @asynccontextmanager
-async def producer(servers: str, **options: object) -> AsyncIterator[AIOKafkaProducer]:
+async def producer(servers: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
     client = AIOKafkaProducer(bootstrap_servers=servers, **options)
     try:
         await client.start()
@@ -37,14 +38,14 @@ async def producer(servers: str, **options: object) -> AsyncIterator[AIOKafkaPro
         await client.stop()
 
 
-async def produce(servers: str, topic: str, values: Iterable[bytes], **options: object) -> None:
+async def produce(servers: str, topic: str, values: Iterable[bytes], **options: Any) -> None:
     """Returns once every replica in sync has every value."""
     async with producer(servers, acks="all", **options) as client:
         for waiting in [await client.send(topic, value, partition=0) for value in values]:
             await waiting
 
 
-async def consume(servers: str, topic: str, **options: object) -> list[bytes]:
+async def consume(servers: str, topic: str, **options: Any) -> list[bytes]:
     """The values of partition 0 from its start to its end at the time of the call, as far as the isolation allows."""
     partition = TopicPartition(topic, 0)
     client = AIOKafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, **options)
