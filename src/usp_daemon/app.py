@@ -32,6 +32,7 @@ from usp_daemon.transport import (
     InputProblem,
     JsonLinesSink,
     inspect_file,
+    tick_format_of,
 )
 from usp_daemon.wire import ResultEncoder, TickDecoder, TickFormat, TimeUnit, plausible_unit
 
@@ -298,20 +299,6 @@ async def _first_of(coroutine: Coroutine[Any, Any, _T], event: asyncio.Event, *,
     finally:
         task.cancel()
         signalled.cancel()
-
-
-def tick_format_of(settings: Settings) -> TickFormat:
-    """How the settings say a tick is written."""
-    wire = settings.wire
-    return TickFormat(
-        symbol_field=wire.symbol_field,
-        time_field=wire.time_field,
-        value_field=wire.value_field,
-        time_unit=TimeUnit(wire.time_unit),
-        key_is_symbol=wire.key_is_symbol,
-        max_record_bytes=wire.max_record_bytes,
-        max_symbol_length=wire.max_symbol_length,
-    )
 
 
 def _tick_format(settings: Settings, options: ReplayOptions) -> TickFormat:

@@ -95,6 +95,37 @@ def build_parser() -> argparse.ArgumentParser:
     run = command("run", "Run the service: ticks in from Kafka, predictions and alarms out to it.")
     run.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)")
 
+    feed = command(
+        "feed", "Send ticks to the service's input topic: the bundled series, files, or made-up ones; Ctrl-C ends it."
+    )
+    feed.add_argument(
+        "files", nargs="*", type=pathlib.Path, metavar="FILE", help="CSV or JSON Lines, as for replay (bundled series)"
+    )
+    feed.add_argument(
+        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
+    )
+    feed.add_argument("--rate", type=_speed, default=200.0, metavar="N|max", help="ticks a second, all symbols (200)")
+    feed.add_argument("--symbols", type=_positive, metavar="N", help="make N series up, without end, in place of files")
+    feed.add_argument("--seed", type=int, metavar="S", help="what the made-up series depend on (0)")
+    feed.add_argument("--count", type=_positive, metavar="N", help="end after N ticks")
+    feed.add_argument(
+        "--time-unit", choices=("ns", "us", "ms", "s", "iso8601"), help="how times are written in FILE (settings: ns)"
+    )
+    feed.add_argument("--original-times", action="store_true", help="keep the times of FILE; else ticks are of now")
+    feed.add_argument("--print", action="store_true", help="print every tick that is sent")
+
+    tail = command("tail", "Print what the service publishes, a line each, as it is committed; Ctrl-C ends it.")
+    tail.add_argument(
+        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
+    )
+    tail.add_argument("--topic", choices=("predictions", "alarms", "dead-letters", "all"), default="all", help="(all)")
+    tail.add_argument(
+        "--from", dest="start", choices=("earliest", "latest"), default="latest", help="where to begin (latest)"
+    )
+    tail.add_argument("--symbol", type=_name, metavar="NAME", help="only records with this key")
+    tail.add_argument("--count", type=_positive, metavar="N", help="end after N records")
+    tail.add_argument("--json", action="store_true", help="the records as they are")
+
     check = command("check-config", "Say whether a configuration is right, or everything that is wrong with it.")
     check.add_argument(
         "config", nargs="?", type=pathlib.Path, metavar="FILE", help="(config/config.toml if it is there)"
@@ -108,7 +139,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Wrong usage raises ``SystemExit(2)``, as argparse does."""
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command in ("feed", "tail"):
+        if parsed.command == "feed" and (problem := _problem_of_feed(parsed)):
+            parser.error(problem)
+        return _feed_or_tail(parsed)
     if parsed.command == "version":
         return _version()
     if parsed.command == "check-config":
@@ -182,6 +218,76 @@ def _snapshot(parsed: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_INPUT
     return EXIT_OK
+
+
+def _problem_of_feed(parsed: argparse.Namespace) -> str | None:
+    if parsed.symbols is not None and (parsed.files or parsed.original_times):
+        return "feed: --symbols makes series up, so it goes with neither FILE nor --original-times"
+    if parsed.symbols is None and parsed.seed is not None:
+        return "feed: --seed is for --symbols"
+    if parsed.time_unit is not None and not parsed.files:
+        return "feed: --time-unit is for FILE"
+    return None
+
+
+def _feed_or_tail(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from usp_daemon import feed_commands
+    from usp_daemon.config import ConfigError
+    from usp_daemon.telemetry import configure_logging, route_library_logs
+    from usp_daemon.transport import InputError
+    from usp_daemon.wire import TransportError
+
+    configure_logging(parsed.log_level, log_format="json" if parsed.log_json else "console")
+    undo_logs = route_library_logs(parsed.log_level)
+    err = Console(stderr=True)
+
+    def write(lines: bytes) -> None:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+
+    try:
+        if parsed.command == "tail":
+            options = feed_commands.TailOptions(
+                topics=feed_commands.TOPICS if parsed.topic == "all" else (parsed.topic,),
+                config=parsed.config,
+                from_beginning=parsed.start == "earliest",
+                symbol=parsed.symbol,
+                count=parsed.count,
+                as_json=parsed.json,
+                colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+            )
+            asyncio.run(feed_commands.tail(options, write))
+            return EXIT_OK
+        feeding = feed_commands.FeedOptions(
+            files=parsed.files,
+            config=parsed.config,
+            rate=parsed.rate,
+            symbols=parsed.symbols,
+            seed=parsed.seed or 0,
+            count=parsed.count,
+            time_unit=parsed.time_unit,
+            original_times=parsed.original_times,
+            print_ticks=parsed.print,
+        )
+        summary = asyncio.run(feed_commands.feed(feeding, write, err))
+        feed_commands.print_feed_summary(summary, err)
+        if summary.acknowledged < summary.sent:
+            return EXIT_BROKER
+        return EXIT_INPUT if summary.problems else EXIT_OK
+    except (ConfigError, TransportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        codes = ((ConfigError, EXIT_USAGE), (InputError, EXIT_INPUT), (TransportError, EXIT_BROKER))
+        return next(code for kind, code in codes if isinstance(error, kind))
+    except BrokenPipeError:
+        # Whoever read standard output has seen enough; what Python would still flush there goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:  # before the signals were taken over: nothing was begun
+        return EXIT_OK
+    finally:
+        undo_logs()
 
 
 def _run(parsed: argparse.Namespace) -> int:

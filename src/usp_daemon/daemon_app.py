@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 import usp_daemon
-from usp_daemon.app import ExitCode, build_worker, give_back_freed_memory, tick_format_of
+from usp_daemon.app import ExitCode, build_worker, give_back_freed_memory
 from usp_daemon.compute import StartReport, StateKey, Worker, predictor_config
 from usp_daemon.config import (
     SPECS,
@@ -44,6 +44,7 @@ from usp_daemon.telemetry import (
     route_library_logs,
     telemetry_routes,
 )
+from usp_daemon.transport import tick_format_of
 from usp_daemon.transport.kafka import KafkaTransport
 from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 

@@ -1,7 +1,12 @@
-"""The demonstration's data: real series that came with the package; ``data/LICENSES.md`` names sources and licences."""
+"""The demonstration's data: real series that came with the package, and synthetic ones.
+
+``data/LICENSES.md`` names sources and licences.
+"""
 
 import pathlib
 from typing import NamedTuple
+
+from ._synthetic import KINDS, SyntheticSeries
 
 
 class DemoSeries(NamedTuple):
@@ -29,4 +34,4 @@ def demo_files() -> list[pathlib.Path]:
     return [directory / f"{series.symbol}.csv.gz" for series in DEMO_SERIES]
 
 
-__all__ = ["DEMO_SERIES", "DEMO_TIME_UNIT", "DemoSeries", "demo_files"]
+__all__ = ["DEMO_SERIES", "DEMO_TIME_UNIT", "KINDS", "DemoSeries", "SyntheticSeries", "demo_files"]

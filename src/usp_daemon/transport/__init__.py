@@ -6,6 +6,7 @@ from ._json_lines import ALARMS_FILE, DEAD_LETTERS_FILE, OUTPUT_FILES, PREDICTIO
 from ._memory import MemorySink, MemorySource
 from ._memory_broker import MemoryBroker, MemoryRecord
 from ._memory_transport import FAULT_POINTS, AbstractFaults, MemoryTransport
+from ._tick_format import tick_format_of
 
 __all__ = [
     "ALARMS_FILE",
@@ -25,4 +26,5 @@ __all__ = [
     "MemorySource",
     "MemoryTransport",
     "inspect_file",
+    "tick_format_of",
 ]

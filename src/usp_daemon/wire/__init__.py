@@ -13,6 +13,7 @@ from ._batches import (
 )
 from ._decode import TickDecoder, TickFormat
 from ._encode import ResultEncoder, encode_dead_letters, rows_with_finite_output
+from ._encode_tick import TickEncoder
 from ._group import (
     AbstractGroupConsumer,
     AbstractPartitionWriter,
@@ -81,6 +82,7 @@ __all__ = [
     "ResultEncoder",
     "TickBatch",
     "TickDecoder",
+    "TickEncoder",
     "TickFormat",
     "TimeUnit",
     "TopicPartition",

@@ -1,5 +1,7 @@
 """The transport over Apache Kafka. Only this package imports the client, aiokafka."""
 
+from ._record_reader import ReadRecord, RecordReader
+from ._tick_producer import TickProducer
 from ._transport import KafkaTransport
 
-__all__ = ["KafkaTransport"]
+__all__ = ["KafkaTransport", "ReadRecord", "RecordReader", "TickProducer"]
