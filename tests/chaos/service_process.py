@@ -23,6 +23,7 @@ from usp_daemon.persistence import decode_snapshot, snapshot_files
 
 READY_TIMEOUT_S = 240.0
 EPOCH_MS = 1_700_000_000_000
+RUBBISH = (b"\xff\xfe\x00", b"{", b"[]", b'{"symbol": "x"}', None, b'{"symbol":1,"ts":2,"value":3}')
 
 
 class ServiceProcess:

@@ -36,8 +36,8 @@ class KafkaTransport(AbstractTransport):
     """One member of a consumer group, with a producer for each partition that it holds.
 
     ``commit_interval_ms`` is for at_least_once only; ``start_timeout_s`` is what :meth:`prepare` may take to reach a
-    broker, ``close_timeout_s`` what each close may take before it ends by force. ``crash_fn`` is called at named points of a
-    transaction, for tests that kill the process there.
+    broker, ``close_timeout_s`` what each close may take before it ends by force. ``crash_fn`` is called at named
+    points of a transaction, for tests that kill the process there.
     """
 
     def __init__(
