@@ -102,6 +102,7 @@ async def _serve(settings: Settings, stop: StopRequest) -> ExitCode:
             commit_interval_ms=settings.delivery.commit_interval_ms,
             min_retention_s=settings.recovery.min_retention_s,
             start_timeout_s=settings.service.start_timeout_s,
+            crash_fn=crash_fn,
         )
         stack.push_async_callback(transport.close)
         warnings = await _unless_stopped(transport.prepare(), stop)

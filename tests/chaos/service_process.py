@@ -23,6 +23,7 @@ from usp_daemon.persistence import decode_snapshot, snapshot_files
 
 READY_TIMEOUT_S = 240.0
 EPOCH_MS = 1_700_000_000_000
+RUBBISH = (b"\xff\xfe\x00", b"{", b"[]", b'{"symbol": "x"}', None, b'{"symbol":1,"ts":2,"value":3}')
 
 
 class ServiceProcess:
@@ -153,11 +154,15 @@ def seeded_ticks(seed, num_records, *, num_partitions=4, num_symbols=200):
         key = f"s{symbol}".encode()
         kind = rng.random()
         if kind < 0.01:
-            value = rng.choice([b"\xff\xfe\x00", b"{", b"[]", b'{"symbol": "x"}', None, b'{"symbol":1,"ts":2,"value":3}'])
+            value = rng.choice(
+                [b"\xff\xfe\x00", b"{", b"[]", b'{"symbol": "x"}', None, b'{"symbol":1,"ts":2,"value":3}']
+            )
         elif kind < 0.02:
             value = orjson.dumps({"symbol": f"s{symbol}", "ts": stamp_ms * 1_000_000, "value": None})
         elif kind < 0.025:  # out of order
-            value = orjson.dumps({"symbol": f"s{symbol}", "ts": (stamp_ms - 10_000) * 1_000_000, "value": level[symbol]})
+            value = orjson.dumps(
+                {"symbol": f"s{symbol}", "ts": (stamp_ms - 10_000) * 1_000_000, "value": level[symbol]}
+            )
         else:
             value = orjson.dumps({"symbol": f"s{symbol}", "ts": stamp_ms * 1_000_000, "value": level[symbol]})
         yield partition, key, value, stamp_ms

@@ -7,7 +7,6 @@ import os
 import random
 
 import pytest
-from kafka_broker.clients import create_topic
 from service_process import (
     ServiceProcess,
     comparable,
@@ -17,6 +16,8 @@ from service_process import (
     seeded_ticks,
     wait_answered,
 )
+
+from kafka_broker.clients import create_topic
 
 FULL = os.environ.get("USP_CHAOS") == "full"
 NUM_RECORDS = 40_000 if FULL else 4_000

@@ -299,6 +299,19 @@ def test_compressed_bodies_that_do_not_fit_are_refused():
             pytest.fail(what)
 
 
+def test_something_behind_a_body_that_ends_with_a_piece():
+    """Pieces of 1 MiB are handed to zlib; here the first is the whole gzip, and what follows is in none."""
+    words = np.random.default_rng(0).integers(0, 2**63, (1, 130_700))
+    header, body = header_by_hand(tiny(symbols=("a",), arrays={"x": words}), "gzip")
+    stored = gzip.compress(body, 1)
+    # a file name in gzip's own header fills the piece
+    stored = stored[:3] + b"\x08" + stored[4:10] + b"n" * ((1 << 20) - len(stored) - 1) + b"\0" + stored[10:]
+    assert len(stored) == 1 << 20
+    decode_snapshot(frame_by_hand(FORMAT_VERSION, header, stored))
+    with pytest.raises(DamagedSnapshotError, match="decompress"):
+        decode_snapshot(frame_by_hand(FORMAT_VERSION, header, stored + b"\0"))
+
+
 def test_no_memory_is_taken_for_a_promise(tmp_path):
     """A header that promises 4 TiB, and a file of 16 TiB of which nothing is on the disk."""
     header, _ = header_by_hand(tiny(arrays={"x": np.zeros((2, 1))}), "gzip")

@@ -497,6 +497,18 @@ async def test_a_lock_that_does_not_say_who_holds_it(content, store, home, tmp_p
         await other.acquire("ticks", 2)
 
 
+async def test_what_a_dead_holder_has_left_in_the_lock_is_overwritten(store, home, tmp_path):
+    await store.release("ticks", 2)
+    assert (home / ".lock").read_bytes() == b""
+    (home / ".lock").write_bytes(b'{"pid": 1, "host": "' + b"x" * 3000 + b'", "instance": "dead", "since_ns": 1}')
+    await store.acquire("ticks", 2)
+    async with DirectoryStore(tmp_path / "io" / "snapshots", group=GROUP) as other:
+        with pytest.raises(PartitionLockedError) as caught:
+            await other.acquire("ticks", 2)
+    assert caught.value.holder is not None
+    assert caught.value.holder.pid == os.getpid()
+
+
 async def test_closing_twice_and_using_a_closed_store(tmp_path):
     store = DirectoryStore(tmp_path, group=GROUP)
     await store.close()

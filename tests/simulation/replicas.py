@@ -238,7 +238,7 @@ class Replica:
                 config_hash=CONFIG_HASH,
                 structural=frozenset(),
                 parameters_fn=dict,
-            ),  # fmt: skip
+            ),
             policy=RecoveryPolicy(),
             options=self.options,
             observer=Observer(),

@@ -12,7 +12,14 @@ import pytest
 
 from usp_daemon import wire
 from usp_daemon.core import _types as core_types
-from usp_daemon.wire import DeadLetterEntry, DeadLetterReason, ResultEncoder, encode_dead_letters, schemas
+from usp_daemon.wire import (
+    DeadLetterEntry,
+    DeadLetterReason,
+    ResultEncoder,
+    encode_dead_letters,
+    schemas,
+    shorten_dead_letter,
+)
 from usp_daemon.wire._encode import ALARM_COLUMNS, FLOAT_COLUMNS
 
 TIMES = np.array([1_700_000_000_000_000_000, 1_700_000_000_000_000_001], np.int64)
@@ -159,3 +166,24 @@ def test_the_schemas_are_schemas_and_can_refuse(name):
     jsonschema.Draft202012Validator.check_schema(schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"symbol": 3}, schema)
+
+
+@pytest.mark.parametrize("original", [b"x" * 1000, b"\xff" * 1000])
+def test_a_dead_letter_can_be_shortened_to_nothing_and_stays_readable(original):
+    entry = DeadLetterEntry(
+        reason=DeadLetterReason.NOT_JSON, message="m", source="t", partition=0, offset=7, original=original,
+        original_size_bytes=len(original), key=b"k",
+    )  # fmt: skip
+    (record,) = encode_dead_letters([entry]).values
+    lengths = []
+    while (shorter := shorten_dead_letter(record)) is not None:
+        record = shorter
+        content = orjson.loads(record)
+        assert content["truncated"] is True
+        assert content["original_size_bytes"] == 1000
+        kept = content["original"].encode()
+        kept = base64.b64decode(kept, validate=True) if content["encoding"] == "base64" else kept
+        assert original.startswith(kept)
+        lengths.append(len(kept))
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] == 0

@@ -29,6 +29,7 @@ fenced it is the owner now, and opening another writer would take the partition 
 """
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -40,8 +41,10 @@ from usp_daemon.wire import (
     FencedError,
     OutcomeUnknownError,
     OutputBatch,
+    RecordTooLargeError,
     TopicPartition,
     TransportError,
+    shorten_dead_letter,
 )
 
 from ._observer import Observer
@@ -135,6 +138,10 @@ class Committer:
             except FencedError:
                 self._observer.commit(owner.partition, TransactionOutcome.FENCED)
                 raise
+            except RecordTooLargeError as error:
+                self._observer.commit(owner.partition, TransactionOutcome.ABORTED)
+                batch = _with_shorter_dead_letter(batch, error)
+                continue
             except OutcomeUnknownError as error:
                 self._observer.commit(owner.partition, TransactionOutcome.UNKNOWN)
                 _log.warning("commit_in_doubt", partition=str(owner.partition), start=start, end=end, error=str(error))
@@ -167,6 +174,17 @@ class Committer:
                 self._observer.broker_away(str(error))
             await asyncio.sleep(pause_s)
             pause_s = min(2.0 * pause_s, 30.0 * self._backoff_s)
+
+
+def _with_shorter_dead_letter(batch: OutputBatch, error: RecordTooLargeError) -> OutputBatch:
+    """The batch with less of the original in the dead letter that the broker takes not as it is."""
+    letters = batch.dead_letters
+    shorter = shorten_dead_letter(letters.values[error.index]) if error.output == "dead_letters" else None
+    if shorter is None:
+        raise error
+    _log.warning("dead_letter_shortened", origin=error.origin, from_bytes=len(letters.values[error.index]))
+    values = [*letters.values[: error.index], shorter, *letters.values[error.index + 1 :]]
+    return dataclasses.replace(batch, dead_letters=dataclasses.replace(letters, values=values))
 
 
 def nothing_but(partition: TopicPartition, offset: int) -> OutputBatch:

@@ -12,7 +12,7 @@ from ._batches import (
     dead_letter_entry,
 )
 from ._decode import TickDecoder, TickFormat
-from ._encode import ResultEncoder, encode_dead_letters, rows_with_finite_output
+from ._encode import ResultEncoder, encode_dead_letters, rows_with_finite_output, shorten_dead_letter
 from ._encode_tick import TickEncoder
 from ._group import (
     AbstractGroupConsumer,
@@ -92,4 +92,5 @@ __all__ = [
     "labels_of_bits",
     "plausible_unit",
     "rows_with_finite_output",
+    "shorten_dead_letter",
 ]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiokafka import errors as kafka_errors
@@ -36,7 +36,8 @@ class KafkaTransport(AbstractTransport):
     """One member of a consumer group, with a producer for each partition that it holds.
 
     ``commit_interval_ms`` is for at_least_once only; ``start_timeout_s`` is what :meth:`prepare` may take to reach a
-    broker, ``close_timeout_s`` what each close may take before it ends by force.
+    broker, ``close_timeout_s`` what each close may take before it ends by force. ``crash_fn`` is called at named
+    points of a transaction, for tests that kill the process there.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class KafkaTransport(AbstractTransport):
         min_retention_s: float = 86_400.0,
         start_timeout_s: float = 60.0,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
+        crash_fn: Callable[[str], None] = lambda point: None,
     ) -> None:
         self._kafka = kafka
         self._is_transactional = guarantee == "exactly_once"
@@ -55,6 +57,7 @@ class KafkaTransport(AbstractTransport):
         self._min_retention_s = min_retention_s
         self._start_timeout_s = start_timeout_s
         self._close_timeout_s = close_timeout_s
+        self._crash_fn = crash_fn
         self._cached_options: dict[str, Any] | None = None
         self._consumer: KafkaGroupConsumer | None = None
         self._writers: list[DirectWriter | TransactionalWriter] = []
@@ -114,7 +117,12 @@ class KafkaTransport(AbstractTransport):
         if self._is_transactional:
             name = f"{self._kafka.group}-{partition.topic}-{partition.partition}"
             writer = TransactionalWriter(
-                self._kafka, self._options, partition, name, close_timeout_s=self._close_timeout_s
+                self._kafka,
+                self._options,
+                partition,
+                name,
+                close_timeout_s=self._close_timeout_s,
+                crash_fn=self._crash_fn,
             )
         else:
             writer = DirectWriter(

@@ -148,6 +148,19 @@ class KafkaWriter(AbstractPartitionWriter):
 class TransactionalWriter(KafkaWriter):
     """Results and offset in one transaction."""
 
+    def __init__(
+        self,
+        kafka: Kafka,
+        options: dict[str, Any],
+        partition: TopicPartition,
+        transactional_id: str,
+        *,
+        close_timeout_s: float,
+        crash_fn: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        super().__init__(kafka, options, partition, transactional_id, close_timeout_s=close_timeout_s)
+        self._crash_fn = crash_fn
+
     async def publish(self, batch: OutputBatch) -> None:
         """Publish and commit all of ``batch`` or nothing."""
         position = position_of(batch, self._partition)
@@ -177,10 +190,12 @@ class TransactionalWriter(KafkaWriter):
 
         async def fill() -> None:
             await client.begin_transaction()
+            self._crash_fn("transaction.begun")
             # First and once: offsets that follow records, or one another, meet races in aiokafka (#1004, #1098).
             if position is not None:
                 offsets = {KafkaPartition(*self._partition): position}
                 await client.send_offsets_to_transaction(offsets, self._kafka.group)
+                self._crash_fn("transaction.offsets_sent")
             async with asyncio.TaskGroup() as sending:
                 for output in outputs:
                     sending.create_task(producer.send(output, self._partition.partition))
@@ -190,8 +205,10 @@ class TransactionalWriter(KafkaWriter):
             await self._guarded(producer, fill(), "filling the transaction", deadline_s)
         except BaseExceptionGroup as group:
             raise _first(group) from group
+        self._crash_fn("transaction.records_sent")
         # Every record is acknowledged; only now may the transaction be decided.
         await self._guarded(producer, client.commit_transaction(), "committing the transaction", self._deadline_s)
+        self._crash_fn("transaction.committed")
         if producer.watch.failure.done():
             # aiokafka has retried by itself. A late copy of the first attempt could end a later transaction of the same
             # epoch, so this producer may not begin one.
