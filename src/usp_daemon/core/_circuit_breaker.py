@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ._parameters import PredictorConfig
 from ._types import NUM_KERNELS, Flag, KernelType, Scalar, Weights
@@ -98,7 +99,7 @@ def emergency_weights(dtype: Any) -> Weights:
     return (jnp.arange(NUM_KERNELS) == int(KernelType.SIGNATURE)).astype(dtype)
 
 
-def huber_loss(error: Scalar, delta: Scalar | float) -> Scalar:
+def huber_loss(error: Float[Array, "..."], delta: Scalar | float) -> Float[Array, "..."]:
     """``error^2 / 2`` up to ``delta`` (in units of ``error``), ``delta (|error| - delta / 2)`` beyond [Huber1964]."""
     size = jnp.abs(error)
     inside = jnp.minimum(size, delta)

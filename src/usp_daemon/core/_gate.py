@@ -17,6 +17,7 @@ Values that are far but within ``sigma_bound`` are refused only once the symbol 
 import equinox as eqx
 import jax.numpy as jnp
 
+from . import _degraded
 from ._numerics import ewma_rate, safe_divide
 from ._parameters import PredictorConfig
 from ._results import ProcessState
@@ -147,25 +148,23 @@ def inspect(
     gap_real = jnp.maximum(gap, 1).astype(dtype)
     log_ratio = jnp.log(safe_divide(gap_real, state.cadence_ns, 1.0))
     usable_gap = timely & seen_before
+    gap_known = usable_gap & ~first_gap
     cadence = jnp.where(
         usable_gap,
         jnp.where(first_gap, gap_real, state.cadence_ns * jnp.exp(0.05 * jnp.clip(log_ratio, -1.0, 1.0))),
         state.cadence_ns,
     )
     near = (jnp.abs(log_ratio) < _LOG_QUARTER).astype(dtype)
-    regularity = jnp.where(
-        usable_gap & ~first_gap, state.regularity + 0.02 * (near - state.regularity), state.regularity
-    )
-    counted_gap = usable_gap & ~first_gap & (regularity > _REGULAR_SHARE)
+    regularity = jnp.where(gap_known, state.regularity + 0.02 * (near - state.regularity), state.regularity)
+    counted_gap = gap_known & (regularity > _REGULAR_SHARE)
     periods = jnp.where(
         counted_gap, jnp.clip(jnp.round(safe_divide(gap_real, state.cadence_ns, 1.0)), 1.0, 1e6), 1.0
     ).astype(jnp.int32)
 
     stale_bound = jnp.maximum(config.staleness_ttl_ns.astype(dtype), config.staleness_cadence_factor * cadence)
-    exit_bound = jnp.where(state.stale, config.inference_recovery_hysteresis * stale_bound, stale_bound)
-    stale = jnp.where(usable_gap & ~first_gap, gap_real > exit_bound, state.stale & timely)
-    sparse = usable_gap & ~first_gap
-    sparse = sparse & (gap_real > jnp.maximum(config.besov_nyquist_interval_ns.astype(dtype), 2.5 * cadence))
+    stale_now = _degraded.update_staleness(state.stale, gap_real, stale_bound, config)
+    stale = jnp.where(gap_known, stale_now, state.stale & timely)
+    sparse = gap_known & (gap_real > jnp.maximum(config.besov_nyquist_interval_ns.astype(dtype), 2.5 * cadence))
 
     observed = timely & finite
     # Frozen: a run of equal values that the learnt repetition rates make improbable.

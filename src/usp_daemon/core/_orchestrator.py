@@ -166,7 +166,7 @@ def _accept(
     )
     in_grace = change_point.grace_counter > 0
     uniform = jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype)
-    roughness_only = jax.nn.one_hot(int(KernelType.SIGNATURE), NUM_KERNELS, dtype=dtype)
+    roughness_only = _circuit_breaker.emergency_weights(dtype)
     frozen = held | in_grace | first
     rho = jnp.where(forget, uniform, jnp.where(frozen, model.rho, fusion.updated_weights))
     weights = jnp.where(emergency, roughness_only, rho)
@@ -283,9 +283,7 @@ def advance(
         jnp.where(degraded, int(OperatingMode.ROBUST), int(OperatingMode.STANDARD)),
     )
     kernel_b, kernel_c = model.kernels[1], model.kernels[2]
-    weights: Weights = jnp.where(
-        emergency, jax.nn.one_hot(int(KernelType.SIGNATURE), NUM_KERNELS, dtype=dtype), model.rho
-    )
+    weights: Weights = jnp.where(emergency, _circuit_breaker.emergency_weights(dtype), model.rho)
     refused = ~accepted
     prediction = PredictionResult(
         predicted_next=forecast,
