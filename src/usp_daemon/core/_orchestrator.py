@@ -19,7 +19,7 @@ from ._parameters import PredictorConfig
 from ._regularity import estimate_regularity
 from ._results import FusionResult, KernelOutput, OrchestrationResult, PredictionResult, ProcessState
 from ._state import InternalState, ModelState
-from ._types import NUM_KERNELS, Flag, KernelType, OperatingMode, ResultCode, Scalar, Weights
+from ._types import NUM_KERNELS, Flag, OperatingMode, ResultCode, Scalar
 
 _SLOW_ERROR_MEMORY = 500.0
 _INDEX = _calibration.INDEX_OF
@@ -158,20 +158,20 @@ def _accept(
 
     # Weigh, with exactly the weights that are emitted.
     # The cost is between increments: at a high level, forecasts in float32 may not differ at all.
+    uniform = jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype)
+    kept = jnp.where(forget, uniform, model.resting_rho)
+    hold = emergency | forget | held | (change_point.grace_counter > 0) | first
     fusion = _fusion.fuse_kernel_outputs(
         tuple(dataclasses.replace(output, prediction=increments[k]) for k, output in enumerate(outputs)),
-        model.rho,
+        model.resting_rho,
         ema_variance,
         dataclasses.replace(config, learning_rate=learning_rate),
+        hold=hold,
+        held_weights=jnp.where(emergency, _circuit_breaker.emergency_weights(dtype), kept),
     )
-    in_grace = change_point.grace_counter > 0
-    uniform = jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype)
-    roughness_only = _circuit_breaker.emergency_weights(dtype)
-    frozen = held | in_grace | first
-    rho = jnp.where(forget, uniform, jnp.where(frozen, model.rho, fusion.updated_weights))
-    weights = jnp.where(emergency, roughness_only, rho)
-    forecast = value + jnp.sum(weights * increments) * scale
-    fusion = dataclasses.replace(fusion, updated_weights=weights, fused_prediction=forecast)
+    rho = fusion.updated_weights
+    forecast = value + fusion.fused_prediction * scale
+    fusion = dataclasses.replace(fusion, fused_prediction=forecast)
 
     calibrated = _calibration.update(model.calibration, error, scale_before, config)
     calibration = select_tree(usual, calibrated, model.calibration)
@@ -187,7 +187,7 @@ def _accept(
     code = code + jnp.where(broken[2], int(ResultCode.KERNEL_B_NON_FINITE), 0)
     code = code + jnp.where(broken[3], int(ResultCode.KERNEL_C_NON_FINITE), 0)
     code = code + jnp.where(broken[4], int(ResultCode.KERNEL_D_NON_FINITE), 0)
-    code = code + jnp.where(fusion.sinkhorn_converged, 0, int(ResultCode.SINKHORN_NOT_CONVERGED))
+    code = code + jnp.where(fusion.sinkhorn_converged | hold, 0, int(ResultCode.SINKHORN_NOT_CONVERGED))
     code = code + jnp.where(fusion.sinkhorn_log_domain, int(ResultCode.SINKHORN_LOG_DOMAIN), 0)
     code = code + jnp.where(forget, int(ResultCode.WEIGHTS_RESET), 0)
     code = code + jnp.where(warmed, 0, int(ResultCode.WARMING_UP))
@@ -202,6 +202,7 @@ def _accept(
         regularity=model.regularity,
         kernels=(kernel_a, kernel_b, kernel_c, kernel_d),
         rho=rho,
+        resting_rho=jnp.where(emergency, kept, rho),
         ema_variance=ema_variance,
         slow_error=slow_error,
         mode_collapse_consecutive_steps=collapse_counter,
@@ -283,7 +284,6 @@ def advance(
         jnp.where(degraded, int(OperatingMode.ROBUST), int(OperatingMode.STANDARD)),
     )
     kernel_b, kernel_c = model.kernels[1], model.kernels[2]
-    weights: Weights = jnp.where(emergency, _circuit_breaker.emergency_weights(dtype), model.rho)
     refused = ~accepted
     prediction = PredictionResult(
         predicted_next=forecast,
@@ -295,7 +295,7 @@ def advance(
         quantiles=quantiles,
         kernel_predictions=model.last_value + model.kernel_increments * model.forecast_scale,
         kernel_confidences=_anchor.confidences(model.score, config),
-        weights=weights,
+        weights=model.rho,
         innovation=jnp.where(refused, 0.0, step.innovation),
         forecast_error=jnp.where(refused, 0.0, step.forecast_error),
         holder_exponent=model.regularity.holder_exponent,
