@@ -30,6 +30,7 @@ _WARMUP_TICKS = 20
 _REBASE_TICKS = 3
 _SUSPECT_SIGMAS = 6.0
 _SUSPECT_TAILS = 3.0
+_UNHEARD_OF = 2.0  # times the symbol's own fading maximum
 _REPETITION_MEMORY = 500.0
 _DEGRADING_REASONS = (
     GateReason.NOT_FINITE
@@ -78,6 +79,7 @@ class GateDecision(eqx.Module):
     accepted: Flag
     reasons: Count
     rebased: Flag
+    jumped: Flag  # accepted, yet further from forecast and last value than anything the symbol did lately
     missed_before: Count  # periods without an accepted tick since the last one
     degrading: Flag  # a reason that counts against the symbol's health
 
@@ -206,7 +208,8 @@ def inspect(
     widening = jnp.sqrt(1.0 + jnp.minimum(missed, 100).astype(dtype))
     spread, tail = state.scale * widening, state.tail * widening
     hard = known & (
-        distance > jnp.maximum(config.sigma_bound * config.sigma_val * spread, 2.0 * state.extreme * widening)
+        distance
+        > jnp.maximum(config.sigma_bound * config.sigma_val * spread, _UNHEARD_OF * state.extreme * widening)
     )
     soft = known & (distance > jnp.maximum(_SUSPECT_SIGMAS * config.sigma_val * spread, _SUSPECT_TAILS * tail)) & ~hard
     returning = state.jump_pending & (jnp.abs(value - state.before_jump) < jnp.abs(value - state.candidate_value))
@@ -228,6 +231,9 @@ def inspect(
     reverted = jnp.where(settled & returning, 0.9 * state.jumps_reverted + 1.0, state.jumps_reverted)
     jumped = observed & (hard | soft) & ~returning & ~rebased & ~settled
     accepted = observed & ~frozen & ~refused_outlier
+    unheard = distance > jnp.maximum(
+        config.alarm_jump_sigmas * config.sigma_val * spread, _UNHEARD_OF * state.extreme * widening
+    )
 
     increment = jnp.abs(value - state.last_seen_value)
     scale_learns = accepted & seen_before & (increment > 0) & ~rebased & (state.num_consecutive_outliers == 0)
@@ -291,6 +297,7 @@ def inspect(
         accepted=accepted,
         reasons=reasons,
         rebased=rebased,
+        jumped=accepted & (rebased | (known & unheard)),
         missed_before=jnp.where(accepted, missed, state.missed_periods),
         # A duplicate or a straggler says nothing about the health of the signal.
         degrading=(reasons & int(_DEGRADING_REASONS)) != 0,

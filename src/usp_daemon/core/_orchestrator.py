@@ -106,8 +106,9 @@ def _accept(
     slow_size = jnp.where(learns_volatility, jnp.minimum(jnp.abs(error), config.innovation_clip * slow), jnp.abs(error))
     slow_error = jnp.where(usual, model.slow_error + slow_rate * (slow_size - model.slow_error), model.slow_error)
 
-    # Circuit breaker and adaptation.
-    emergency = model.breaker.emergency
+    # Circuit breaker, before anything is weighed, and adaptation.
+    breaker = _circuit_breaker.on_tick(model.breaker, alarm.raised, decision.jumped)
+    emergency = breaker.emergency
     entropy_window, learning_rate = _adaptive.compute_adaptive_jko_params(ema_variance, config)
 
     # Scores decide confidence: what each expert had said one tick ago against what came.
@@ -198,7 +199,7 @@ def _accept(
         calibration=calibration,
         anchor=anchor,
         score=score,
-        breaker=_circuit_breaker.on_regime(model.breaker, forget),
+        breaker=breaker,
         regularity=model.regularity,
         kernels=(kernel_a, kernel_b, kernel_c, kernel_d),
         rho=rho,
@@ -356,7 +357,7 @@ def refresh(state: InternalState, config: PredictorConfig) -> InternalState:
         regularity.holder_exponent, config.validation_holder_exponent_min, config.validation_holder_exponent_max
     )
     regularity = dataclasses.replace(regularity, holder_exponent=exponent)
-    breaker = _circuit_breaker.update(model.breaker, regularity, config)
+    breaker = _circuit_breaker.update(model.breaker, regularity, model.history.length, config)
     context = RefreshContext(
         history=relative,
         length=model.history.length,
