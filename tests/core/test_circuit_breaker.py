@@ -35,12 +35,12 @@ def after(
     state: breaker.BreakerState | None = None,
     config: PredictorConfig = CONFIG,
     length: int = HISTORY_CAPACITY,
-):
+) -> breaker.BreakerState:
     """The breaker after estimates from windows of ``length`` periods."""
-    state = breaker.init(jnp.float64) if state is None else state
+    now = breaker.init(jnp.float64) if state is None else state
     for one in estimates:
-        state = update(state, one, jnp.asarray(length, jnp.int32), config)
-    return state
+        now = update(now, one, jnp.asarray(length, jnp.int32), config)
+    return now
 
 
 ORDINARY = [estimate(h) for h in (0.52, 0.48, 0.5, 0.51, 0.49)] * 8
@@ -100,7 +100,9 @@ def test_the_baseline_does_not_learn_from_an_emergency() -> None:
     assert float(fallen.baseline) == float(state.baseline)
 
 
-def tick(state: breaker.BreakerState, *, regime: bool = False, jumped: bool = False, times: int = 1):
+def tick(
+    state: breaker.BreakerState, *, regime: bool = False, jumped: bool = False, times: int = 1
+) -> breaker.BreakerState:
     for _ in range(times):
         state = on_tick(state, jnp.asarray(regime), jnp.asarray(jumped))
     return state

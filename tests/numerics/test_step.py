@@ -189,6 +189,10 @@ def test_what_is_scored_is_the_forecast_stored_on_the_previous_tick(warm) -> Non
 SIGNATURE_ONLY = np.array([0.0, 0.0, 0.0, 1.0])
 
 
+def _with(**fields) -> PredictorConfig:
+    return dataclasses.replace(PredictorConfig(), **fields).as_arrays()
+
+
 def _fused(said) -> np.ndarray:
     """The forecast that the emitted weights and the experts' emitted forecasts make."""
     return np.sum(said.weights * said.kernel_predictions, axis=-1)
@@ -242,11 +246,17 @@ def test_held_weights_stay_and_cost_no_iteration(run, warm) -> None:
     assert (said.weights[calm & alarmed] == 0.25).all()
 
 
+@pytest.mark.parametrize(("name", "ends"), [("sinkhorn_alpha", (1e-6, 1.0)), ("sinkhorn_epsilon_min", (1e-4, 0.1))])
+def test_the_regularisation_decides_the_forecast(run, warm, name: str, ends: tuple[float, float]) -> None:
+    """By default the transport plan decides the move: what shapes the plan moves a forecast."""
+    state, _ = warm
+    values = _streams(340)[260:]
+    said = [run(values, state, _with(**{name: end}), first=260)[1] for end in ends]
+    moved = np.abs(said[0].predicted_next - said[1].predicted_next) / said[0].scale
+    assert moved.max() > 1e-3
+
+
 # -- emergency ---------------------------------------------------------------------------------------------------------
-
-
-def _with(**fields) -> PredictorConfig:
-    return dataclasses.replace(PredictorConfig(), **fields).as_arrays()
 
 
 def test_roughness_below_threshold_and_baseline_hands_all_to_the_signature_expert(run, warm) -> None:

@@ -124,11 +124,11 @@ class Orchestration:
     fusion_method: Annotated[
         str,
         structural(
-            "The weight update: a step of learning_rate towards the target, or the true proximal step of the JKO "
-            "scheme, in which the transport plan decides the move.",
-            choices=("jko", "jko_proximal"),
+            "The weight update: the true proximal step of the JKO scheme, in which the transport plan decides the "
+            "move, or a plain step of learning_rate towards the target.",
+            choices=("jko_proximal", "jko"),
         ),
-    ] = "jko"
+    ] = "jko_proximal"
 
     # circuit breaker
     holder_threshold: Annotated[

@@ -39,7 +39,7 @@ class BreakerState(eqx.Module):
     emergency: Flag
     rough: Flag  # by the global exponent, with hysteresis; a jump passes by itself
     baseline: Scalar
-    precision: Scalar  # sum of 1 / error^2 of the estimates behind the baseline; 0 when there is none
+    precision: Scalar  # 1 / error^2 of the baseline; 0 when there is none
     ticks_rough: Count
     ticks_since_jump: Count
 

@@ -56,7 +56,7 @@ class PredictorConfig(eqx.Module):
     jko_window_min: Any = 10
     jko_window_max: Any = 500
     jko_rate_safety: Any = 0.8
-    fusion_method: str = structural("jko")
+    fusion_method: str = structural("jko_proximal")
     # change detection
     holder_threshold: Any = 0.4
     holder_hysteresis: Any = 0.05
