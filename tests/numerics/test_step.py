@@ -265,7 +265,7 @@ def test_roughness_below_threshold_and_baseline_hands_all_to_the_signature_exper
     state = eqx.tree_at(
         lambda s: (s.model.breaker.baseline, s.model.breaker.precision),
         state,
-        (jnp.full(WIDTH, 0.95), jnp.full(WIDTH, 1e6)),
+        (jnp.full(WIDTH, 0.95, jnp.float64), jnp.full(WIDTH, 1e6, jnp.float64)),
     )
     values = _streams(420)[260:]
     # Walks have H = 0.5: certainly below 0.75 and below the baseline that was put in place.
