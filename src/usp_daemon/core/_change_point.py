@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._degraded import update_grace
 from ._numerics import SD_FROM_MEAN_ABSOLUTE, huber_weight, solve_spd
 from ._parameters import RESIDUAL_CAPACITY, PredictorConfig
 from ._types import AlarmKind, Count, Flag, Scalar
@@ -157,11 +158,6 @@ def _push_residual(state: ChangePointState, innovation: Scalar, config: Predicto
     )
 
 
-def update_grace_counter(counter: Count, alarm: Flag, config: PredictorConfig) -> Count:
-    """The one place where the refractory period counts: N after an alarm, else one less, never below zero."""
-    return jnp.where(alarm, config.grace_period_steps, jnp.maximum(counter - 1, 0)).astype(jnp.int32)
-
-
 def update_cusum_statistics(
     state: ChangePointState, innovation: Scalar, jump: Scalar, jumped: Flag, config: PredictorConfig
 ) -> tuple[ChangePointState, Alarm]:
@@ -217,7 +213,7 @@ def update_cusum_statistics(
     strongest = jnp.argmax(excess)
     jump_bound = config.alarm_jump_sigmas * factor
     sudden = ~in_grace & (jumped | (~ready & (state.previous_sd > 0) & (jnp.abs(jump) > jump_bound)))
-    raised = jnp.any(crossed) | sudden
+    raised, grace_counter = update_grace(state.grace_counter, jnp.any(crossed) | sudden, config)
     bits = jnp.asarray([int(kind) for kind in _KINDS], jnp.int32)
     kind = jnp.int32(0)
     for index in range(NUM_STATISTICS):
@@ -246,7 +242,7 @@ def update_cusum_statistics(
         moments=jnp.where(raised, 0.0, with_window.moments),
         kurtosis=jnp.where(raised, 3.0, with_window.kurtosis),
         adaptive_h_t=config.cusum_h * factor,
-        grace_counter=update_grace_counter(state.grace_counter, raised, config),
+        grace_counter=grace_counter,
         ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
         clustering=state.clustering,
     )
