@@ -145,3 +145,8 @@ def run(
     prediction, kept, finite = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, :num_lanes], *outs)
     last = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_lanes], *states)
     return Run(prediction, kept, finite, last)
+
+
+def num_programs() -> int:
+    """How many programs the tiles have needed so far: one for each precision and set of structural parameters."""
+    return _tile._cache_size()

@@ -1,4 +1,4 @@
-"""Whatever comes in: finite numbers out, weights on the simplex, a refused tick leaves the model alone, and it heals."""
+"""Whatever comes in: finite numbers, weights on the simplex, a refused tick leaves the model alone, and it heals."""
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +164,7 @@ def test_forecasts_heal(warm, harm: str) -> None:
 
 def test_emitted_forecast_is_the_emitted_weights_in_every_mode(warm) -> None:
     """Over ordinary ticks, grace, degraded mode, emergency, resets and refused ticks: each of them must occur."""
-    dtype, values, sizes, old = warm
+    dtype = warm[0]
     table = series.table(600, ("regime_switch", "overshoot", "roughness_change", "jumps"))
     table = np.concatenate([table + 10.0, 1e4 * table + 1e6], axis=1)
     table[400:405, ::2] = np.nan

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from usp_daemon.config._tuning_section import MetaOptimization
-from usp_daemon.core import STRUCTURAL_FIELDS, PredictorConfig, PredictionResult
+from usp_daemon.core import STRUCTURAL_FIELDS, PredictionResult, PredictorConfig
 
 from . import lanes, series
 
@@ -113,7 +113,9 @@ def structural_effect(name: str) -> Effect:
 
 def test_the_search_space_is_the_specification_s() -> None:
     bounds = {field.name for field in dataclasses.fields(MetaOptimization)}
-    assert {name.removesuffix("_min") for name in bounds if name.removesuffix("_min") + "_max" in bounds} == set(TUNABLES)
+    assert {name.removesuffix("_min") for name in bounds if name.removesuffix("_min") + "_max" in bounds} == set(
+        TUNABLES
+    )
     assert len(TUNABLES) == 23
 
 
