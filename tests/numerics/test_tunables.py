@@ -112,20 +112,17 @@ def structural_effect(name: str) -> Effect:
 
 
 def test_the_search_space_is_the_specification_s() -> None:
-    bounds = {field.name for field in dataclasses.fields(MetaOptimization)}
-    assert {name.removesuffix("_min") for name in bounds if name.removesuffix("_min") + "_max" in bounds} == set(
-        TUNABLES
-    )
+    keys = {field.name for field in dataclasses.fields(MetaOptimization)}
+    lows = {key.removesuffix("_min") for key in keys if key.endswith("_min")}
+    assert {name for name in lows if f"{name}_max" in keys} == set(TUNABLES)
     assert len(TUNABLES) == 23
 
 
 @pytest.mark.parametrize("name", TUNABLES)
 def test_every_tunable_matters(name: str, request: pytest.FixtureRequest) -> None:
     """From one end of its range to the other a forecast moves by over 1e-3 of its scale, or an alarm differs."""
-    if name in STRUCTURAL_FIELDS:
-        found = structural_effect(name)
-    else:
-        found = request.getfixturevalue("traced_effects")[name]
+    structural = name in STRUCTURAL_FIELDS
+    found = structural_effect(name) if structural else request.getfixturevalue("traced_effects")[name]
     assert found.moved.max() > 1e-3 or found.alarms.any(), f"{name} does nothing: {found}"
 
 
