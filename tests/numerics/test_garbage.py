@@ -157,7 +157,6 @@ def test_forecasts_heal(warm, harm: str) -> None:
         assert after.prediction.accepted[50:].mean() > 0.95
         errors.append(np.abs(after.prediction.predicted_next[50:-1] - values[351:400]).mean(axis=0))
     ratio = errors[0] / (errors[1] + 1e-6 * sizes)
-    print(harm, np.dtype(dtype).name, np.sort(ratio)[[0, NUM_LANES // 2, -3, -2, -1]], np.argmax(ratio))
     assert np.median(ratio) < 1.1
     assert ratio.max() < 3.0
 

@@ -111,9 +111,9 @@ def test_outcomes_are_uniform_on_the_quantiles(scored, family: str) -> None:
     below = np.mean(outcomes[..., None] < ours, axis=0)  # by (seed, level)
     distance = np.max(np.abs(below - LEVELS), axis=1)
     critical = 1.63 / np.sqrt(len(outcomes))  # one per cent, for independent ranks
-    print(family, np.round(np.sort(distance), 3), round(critical, 3))
-    assert np.median(distance) < 0.7 * critical
     assert distance.max() < critical
+    # Quantiles that learn from their own misses are nearer than independent ranks would be.
+    assert np.median(distance) < 0.5 * critical
     for low, high in ((0.25, 0.75), (0.1, 0.9), (0.025, 0.975)):
         inside = below[:, np.searchsorted(LEVELS, high)] - below[:, np.searchsorted(LEVELS, low)]
         np.testing.assert_allclose(inside.mean(), high - low, atol=0.02)
@@ -123,10 +123,10 @@ def test_outcomes_are_uniform_on_the_quantiles(scored, family: str) -> None:
 def test_scores_are_not_worse_than_persistence(scored, family: str) -> None:
     outcomes, ours, plain = scored[family]
     ratio = crps(ours, outcomes).mean(axis=0) / crps(plain, outcomes).mean(axis=0)
-    print(family, np.round(np.sort(ratio), 3))
     learnable = {"autoregression": 0.95, "ornstein_uhlenbeck": 1.0, "regime_switch": 0.98}
     assert np.median(ratio) < learnable.get(family, 1.01)
-    assert ratio.max() < 1.03
+    # A law without variance has a mean score that a few jumps decide.
+    assert ratio.max() < (1.15 if family == "stable_noise" else 1.03)
 
 
 def test_score_of_a_known_law() -> None:
