@@ -97,8 +97,8 @@ FAMILIES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "seasonal": seasonal,
     "discrete": discrete,
     "roughness_change": roughness_change,
-    "overshoot": overshoot,
     "narrowing": narrowing,
+    "overshoot": overshoot,
 }
 
 
