@@ -45,7 +45,7 @@ TUNABLES = (
     "holder_threshold",
 )
 TRACED = tuple(name for name in TUNABLES if name not in STRUCTURAL_FIELDS)
-NUM_TICKS = 600
+NUM_TICKS = 800
 # Only a jump that maxima lines of one kind catch and those of the other miss tells these two apart: it takes more such
 # series, and seeds on which it happens.
 SEES_JUMPS = ("wtmm_buffer_size", "besov_cone_c")
