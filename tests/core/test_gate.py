@@ -327,3 +327,33 @@ def test_real_series_do_not_freeze(repository_root, name: str) -> None:
     # Ticks of 80 ms repeat their value three times out of four; the gate needs a few runs to learn it.
     assert frozen.sum() <= 5
     assert not frozen[200:].any()
+
+
+def test_one_absurd_time_does_not_lock_the_symbol_out() -> None:
+    values = np.cumsum(np.random.default_rng(3).standard_normal(120))
+    stamps = START + SECOND * np.arange(120)
+    stamps[60] = 2**63 - 1
+    seen = Seen(values, stamps)
+    # The two ticks after it are taken for stragglers, the third shows where the clock is.
+    assert seen.accepted[:61].all()
+    assert seen.accepted[61:].tolist() == [False, False] + [True] * 57
+    assert seen.has(GateReason.OUT_OF_ORDER)[61:63].all()
+
+
+def test_a_first_tick_with_an_absurd_time_does_not_lock_the_symbol_out() -> None:
+    stamps = START + SECOND * np.arange(40)
+    stamps[0] = 2**62
+    seen = Seen(np.cumsum(np.random.default_rng(4).standard_normal(40)), stamps)
+    assert seen.accepted.tolist() == [True, False, False] + [True] * 37
+
+
+def test_after_a_true_silence_the_past_stays_the_past() -> None:
+    """A feed that returns after a month and then sends old ticks once more: those are still refused."""
+    stamps = START + SECOND * np.arange(100)
+    stamps[50:] += 30 * 86_400 * SECOND
+    again = START + SECOND * np.arange(20, 40)
+    stamps = np.concatenate([stamps[:60], again, stamps[60:]])
+    seen = Seen(np.cumsum(np.random.default_rng(5).standard_normal(stamps.size)), stamps)
+    assert not seen.accepted[60:80].any()
+    assert seen.accepted[:60].all()
+    assert seen.accepted[80:].all()

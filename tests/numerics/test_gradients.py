@@ -11,15 +11,7 @@ from usp_daemon.core import PredictorConfig, ProcessState
 
 from . import lanes
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(
-        raises=ValueError,
-        strict=False,
-        reason="the loop of jko_proximal_step meets validation_simplex_atol and numerical_epsilon undetached, so no "
-        "reverse derivative by them exists",
-    ),
-]
+pytestmark = pytest.mark.slow
 
 CONFIG = PredictorConfig(fusion_method="jko_proximal")
 AGES = (0, 1, 50, 300)

@@ -28,6 +28,7 @@ _REGULAR_SHARE = 0.9
 _LOG_QUARTER = 0.25
 _WARMUP_TICKS = 20
 _REBASE_TICKS = 3
+_LEAP_IN_GAPS = 1000.0  # a gap of so many usual ones, and beyond max_past_drift_ns, may be a wrong clock
 _SUSPECT_SIGMAS = 6.0
 _SUSPECT_TAILS = 3.0
 _UNHEARD_OF = 2.0  # times the symbol's own fading maximum
@@ -54,6 +55,9 @@ class GateState(eqx.Module):
     """What the gate remembers of one symbol, accepted ticks and refused ones."""
 
     last_seen_ns: Count
+    before_leap_ns: Count  # time before the last tick's leap ahead; 0 when it made none
+    returned_ns: Count  # latest of the ticks that may have come back from it
+    leap_returns: Count  # how many those are
     num_seen: Count
     num_accepted: Count
     cadence_ns: Scalar
@@ -108,6 +112,9 @@ def init(dtype: jnp.dtype) -> GateState:
     no = jnp.asarray(False)
     return GateState(
         last_seen_ns=jnp.asarray(0, jnp.int64),
+        before_leap_ns=jnp.asarray(0, jnp.int64),
+        returned_ns=jnp.asarray(0, jnp.int64),
+        leap_returns=whole(),
         num_seen=whole(),
         num_accepted=whole(),
         cadence_ns=real(),
@@ -159,13 +166,28 @@ def inspect(
     too_old = skew < -config.max_past_drift_ns
     duplicate = seen_before & (gap == 0)
     disordered = seen_before & (gap < 0)
-    timely = ~(future | too_old | duplicate | disordered)
+
+    # One absurd time, far ahead, would make every tick after it disordered. What follows tells it from a true silence:
+    # ticks in order between the time before the leap and the leap itself, and the third of them is believed.
+    in_order = ~(future | too_old)
+    usual_gap = jnp.maximum(config.max_past_drift_ns.astype(dtype), _LEAP_IN_GAPS * state.cadence_ns)
+    may_return = (state.before_leap_ns > 0) | (state.num_seen == 1)
+    returning = may_return & disordered & in_order & (tick.timestamp_ns > state.returned_ns)
+    leap_returns = jnp.where(returning, state.leap_returns + 1, jnp.where(disordered, state.leap_returns, 0))
+    clock_rebased = returning & (leap_returns >= _REBASE_TICKS)
+    disordered = disordered & ~clock_rebased
+    timely = in_order & ~(duplicate | disordered)
+    leaps = timely & seen_before & ~clock_rebased & (gap.astype(dtype) > usual_gap)
+    before_leap_ns = jnp.where(leaps, state.last_seen_ns, jnp.where(timely, 0, state.before_leap_ns))
+    returned_ns = jnp.where(
+        timely, jnp.where(leaps, state.last_seen_ns, 0), jnp.where(returning, tick.timestamp_ns, state.returned_ns)
+    )
 
     # Cadence: a clipped running mean of log gaps, so that one long silence moves it by a few per cent.
     first_gap = state.cadence_ns <= 0
     gap_real = jnp.maximum(gap, 1).astype(dtype)
     log_ratio = jnp.log(safe_divide(gap_real, state.cadence_ns, 1.0))
-    usable_gap = timely & seen_before
+    usable_gap = timely & seen_before & ~clock_rebased
     gap_known = usable_gap & ~first_gap
     cadence = jnp.where(
         usable_gap,
@@ -281,6 +303,9 @@ def inspect(
     ).astype(jnp.int32)
     new_state = GateState(
         last_seen_ns=jnp.where(timely, tick.timestamp_ns, state.last_seen_ns),
+        before_leap_ns=before_leap_ns,
+        returned_ns=returned_ns,
+        leap_returns=jnp.where(timely, 0, leap_returns).astype(jnp.int32),
         num_seen=state.num_seen + timely.astype(jnp.int32),
         num_accepted=state.num_accepted + accepted.astype(jnp.int32),
         cadence_ns=cadence,
