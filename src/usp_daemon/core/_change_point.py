@@ -69,7 +69,6 @@ class ChangePointState(eqx.Module):
     grace_counter: Count
     ticks_in_regime: Count
     clustering: Scalar  # long-run over plain variance of squared innovations, at least 1
-    usual_kurtosis: Scalar  # of the values that references were fitted on, at least 3
 
 
 class Alarm(eqx.Module):
@@ -104,7 +103,6 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
         grace_counter=none,
         ticks_in_regime=none,
         clustering=jnp.asarray(1.0, dtype),
-        usual_kurtosis=jnp.asarray(3.0, dtype),
     )
 
 
@@ -213,10 +211,7 @@ def update_cusum_statistics(
     crossed = (statistics > thresholds) & running
     excess = statistics / thresholds
     strongest = jnp.argmax(excess)
-    # The window starts anew with every regime, and until it is full it knows nothing of tails: a series that mostly
-    # repeats itself moves by six of its standard deviations all the time.
-    tails = jnp.maximum(with_window.kurtosis, state.usual_kurtosis)
-    jump_bound = config.alarm_jump_sigmas * jax.lax.stop_gradient(kurtosis_factor(tails))
+    jump_bound = config.alarm_jump_sigmas * factor
     sudden = ~in_grace & (jumped | (~ready & (state.previous_sd > 0) & (jnp.abs(jump) > jump_bound)))
     raised, grace_counter = update_grace(state.grace_counter, jnp.any(crossed) | sudden, config)
     bits = jnp.asarray([int(kind) for kind in _KINDS], jnp.int32)
@@ -250,7 +245,6 @@ def update_cusum_statistics(
         grace_counter=grace_counter,
         ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
         clustering=state.clustering,
-        usual_kurtosis=state.usual_kurtosis,
     )
     return new_state, alarm
 
@@ -319,21 +313,7 @@ def fit_reference(
     found = _clustering(jnp.clip(residual / sd, -config.scale_clip, config.scale_clip), used)
     # A symbol whose volatility clustered before will do so again: what was found fades over the next references.
     clustering = jnp.maximum(found, 1.0 + 0.8 * (state.clustering - 1.0))
-    usual_kurtosis = jnp.maximum(_kurtosis(residual, used), 3.0 + 0.8 * (state.usual_kurtosis - 3.0))
-    return eqx.tree_at(
-        lambda s: (s.reference, s.clustering, s.usual_kurtosis), state, (reference, clustering, usual_kurtosis)
-    )
-
-
-def _kurtosis(residual: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
-    """Kurtosis of the used residuals less two of its standard errors for a normal law, sqrt(24 / n); 3 to 100."""
-    n = jnp.sum(used)
-    square = used * residual * residual
-    variance = jnp.sum(square) / n
-    fourth = jnp.sum(square * residual * residual) / n
-    usable = variance > 1e-12
-    ratio = fourth / jnp.where(usable, variance * variance, 1.0) - 2.0 * jnp.sqrt(24.0 / n)
-    return jnp.where(usable, jnp.clip(ratio, 3.0, 100.0), 3.0)
+    return eqx.tree_at(lambda s: (s.reference, s.clustering), state, (reference, clustering))
 
 
 def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
