@@ -86,7 +86,7 @@ def _accept(
     innovation = jnp.where(reference.ready & usual, deviation / jnp.maximum(reference.sd, 1e-6 * scale_before), 0.0)
     innovation = jnp.clip(innovation, -1e3, 1e3)
     # While a reference is being fitted, a jump must stand out from the last one's spread and from the present one's.
-    jump = error / jnp.maximum(jnp.maximum(model.change_point.previous_sd, error_scale), 1e-30)
+    jump = error / _change_point.jump_scale(model.change_point, error_scale, config)
     warmed = model.sequence >= config.warmup_signal_length
     change_point, alarm = _change_point.update_cusum_statistics(
         model.change_point, innovation, jnp.clip(jump, -1e3, 1e3), decision.rebased & warmed, config
