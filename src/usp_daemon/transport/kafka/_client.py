@@ -17,9 +17,8 @@ from aiokafka.helpers import create_ssl_context
 from usp_daemon.config import Kafka
 from usp_daemon.wire import TransportError
 
-# Between attempts. Shorter than aiokafka's default: a transaction that follows another at once is told to wait until
-# the markers of the first are written, and then waits for this long.
-RETRY_BACKOFF_MS = 20
+# Between attempts; each of them writes lines to the log, so not too often.
+RETRY_BACKOFF_MS = 250
 
 
 class UnreachableError(TransportError):
