@@ -6,6 +6,7 @@ answer is lost although the broker has acted. :meth:`MemoryTransport.freeze` sto
 
 import abc
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -218,7 +219,13 @@ class _MemoryConsumer(AbstractGroupConsumer):
         kafka = self._transport.kafka
         held = tuple(self._positions)
         if held:
-            await self._listener.on_revoked(held)
+            # As aiokafka does it, the member's heartbeats go on in a revocation, though not in an assignment.
+            beating = asyncio.create_task(self._beat(), name="memory group heartbeats")
+            try:
+                await self._listener.on_revoked(held)
+            finally:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
         # Only now: until the listener has returned, results of what is held may still be published.
         self._positions.clear()
         self._paused.clear()
@@ -234,6 +241,11 @@ class _MemoryConsumer(AbstractGroupConsumer):
         self._positions = dict.fromkeys(self.membership.partitions)
         self._turns = deque(self.membership.partitions)
         await self._listener.on_assigned(self.membership.partitions)
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(UnknownMemberError):
+                await self._stay()
 
     async def _stay(self) -> str:
         """Heartbeats, until the group rebalances; returns the name to join again with."""

@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 NO_TIMESTAMP_MS = -1
 # Beyond the service's own timeout: what a poll may be held up by a rebalance, which aiokafka would wait out.
 GRACE_S = 0.05
+MEND_PAUSE_S = 1.0
 
 
 class KafkaGroupConsumer(AbstractGroupConsumer):
@@ -60,6 +61,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         self._begun: set[TopicPartition] = set()  # where the service has said where to begin
         self._paused: set[TopicPartition] = set()
         self._listener_error: BaseException | None = None
+        self._is_wanted = False
         self.before_revocation_ends_fn: Any = None  # awaited with the partitions, after the service's listener
 
     # -- life
@@ -68,14 +70,19 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         """Connect and begin to join; the listener is told when the group has divided its partitions."""
         if self._consumer is None:
             await self._start()
+        self._is_wanted = True
 
     async def close(self) -> None:
         """Leave the group. A static member keeps its partitions until its session ends, so that it may come back."""
+        self._is_wanted = False
         await self._stop()
         self._held.clear()
 
     async def rejoin(self) -> None:
-        """Give every partition up, leave the group and join it anew."""
+        """Give every partition up, leave the group and join it anew.
+
+        Raises :class:`OutcomeUnknownError` when no broker answers; the next :meth:`poll` then tries again.
+        """
         if self._rebalances is not None:
             self._rebalances.active = False
         held = set(self._held)
@@ -165,12 +172,11 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         if self._listener_error is not None:
             error, self._listener_error = self._listener_error, None
             raise error
-        consumer = self._consumer
-        if consumer is None:
+        if not self._is_wanted:
             raise TransportError("the consumer is not open")
-        if _is_dead(consumer):
-            _log.warning("kafka_consumer_restarted")
-            await self.rejoin()
+        consumer = self._consumer
+        if consumer is None or _is_dead(consumer):
+            await self._mend(timeout_s)
             return []
         try:
             async with asyncio.timeout(timeout_s + GRACE_S):
@@ -189,6 +195,15 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             for partition, records in found.items()
             if records and TopicPartition(*partition) in self._begun
         ]
+
+    async def _mend(self, timeout_s: float) -> None:
+        """Begin anew after a background task has died, or after a start that failed."""
+        _log.warning("kafka_consumer_restarted")
+        try:
+            await self.rejoin()
+        except OutcomeUnknownError as error:
+            _log.warning("kafka_consumer_not_restarted: %s", error)
+            await asyncio.sleep(min(timeout_s, MEND_PAUSE_S))
 
     def _out_of_range(self, error: kafka_errors.OffsetOutOfRangeError) -> None:
         for kafka_partition, position in error.args[0].items():

@@ -22,7 +22,6 @@ from ._errors import REFUSED_ERRORS
 from ._shutdown import stop_within
 from ._watch import ClientWatch
 
-
 # A transaction that follows another at once is told to wait until the first one's markers are written. That takes
 # milliseconds, and aiokafka then waits for as long as this.
 RETRY_BACKOFF_MS = 20
@@ -33,8 +32,9 @@ class PartitionProducer:
 
     def __init__(self, kafka: Kafka, options: dict[str, Any], transactional_id: str | None) -> None:
         self._kafka = kafka
+        options = {**options, "retry_backoff_ms": RETRY_BACKOFF_MS}
         self.client = AIOKafkaProducer(
-            **options | {"retry_backoff_ms": RETRY_BACKOFF_MS},
+            **options,
             acks="all",
             enable_idempotence=True,
             transactional_id=transactional_id,

@@ -135,7 +135,7 @@ class KafkaWriter(AbstractPartitionWriter):
         error = cause_of(error)
         if isinstance(error, TransportError):
             return error
-        if producer.watch.fenced or isinstance(error, FENCED_ERRORS):
+        if self._transactional_id is not None and (producer.watch.fenced or isinstance(error, FENCED_ERRORS)):
             return FencedError(
                 f"somebody else has taken {self._partition} over, or its transaction lasted longer than "
                 f"kafka.transaction_timeout_ms = {self._kafka.transaction_timeout_ms}: {error!r}"
