@@ -233,6 +233,26 @@ async def test_a_dead_background_task_does_not_silence_the_consumer(world):
     assert await read(consumer, 1) == {world.partition(0): [(0, b"x")]}
 
 
+async def test_a_consumer_that_could_not_begin_anew_does_so_when_the_broker_is_back(lonely):
+    world, broker = lonely, lonely.broker
+    _, consumer, listener = await world.member(request_timeout_ms=1_000)
+    await world.produce(0, [b"x"])
+    await asyncio.get_running_loop().run_in_executor(None, broker.kill)
+    with pytest.raises(OutcomeUnknownError):
+        await consumer.rejoin()
+    assert listener.held == set()
+    assert await consumer.poll(0.1, 10) == []
+    await asyncio.get_running_loop().run_in_executor(None, broker.start)
+
+    async def assigned():
+        await consumer.poll(0.1, 10)
+        return len(listener.held) == 4
+
+    await until(assigned)
+    consumer.seek(world.partition(0), 0)
+    assert await read(consumer, 1) == {world.partition(0): [(0, b"x")]}
+
+
 async def test_an_error_of_the_listener_reaches_whoever_polls(world):
     transport = await world.transport()
     listener = Listener()
