@@ -218,6 +218,18 @@ async def test_at_least_once_refuses_the_commits_of_a_former_member(world):
     assert await heir.committed(world.partition(0)) == 1
 
 
+async def test_closing_the_transport_closes_every_writer(world):
+    before = asyncio.all_tasks()
+    transport = await world.transport()
+    writers = [transport.writer(world.partition(number)) for number in range(4)]
+    await asyncio.gather(*(writer.open() for writer in writers))
+    assert len(asyncio.all_tasks() - before) > 4
+    await transport.close()
+    assert asyncio.all_tasks() - before == set()
+    with pytest.raises(OutcomeUnknownError):
+        await writers[0].publish(world.batch(0, 1))
+
+
 async def test_a_dead_background_task_does_not_silence_the_consumer(world):
     _, consumer, listener = await world.member()
     await world.produce(0, [b"x"])
