@@ -6,6 +6,7 @@ import time
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.transaction import EndTxnRequest
+from aiokafka.structs import TopicPartition as KafkaPartition
 
 from group_worlds import KafkaWorld, Listener, read, until
 from kafka_broker._ports import free_port
@@ -174,6 +175,34 @@ async def test_everything_closes_in_time_when_the_broker_is_away(lonely, away, g
     await transport.close()
     assert time.monotonic() - started < 3 * (1.0 + 2.5)
     assert asyncio.all_tasks() - before == set()
+
+
+@pytest.mark.slow
+async def test_a_leader_killed_in_a_cluster_of_three_loses_and_repeats_nothing(make_broker):
+    loop = asyncio.get_running_loop()
+    cluster = await loop.run_in_executor(None, lambda: make_broker(nodes=3))
+    async with KafkaWorld(cluster.bootstrap_servers) as world:
+        world.kafka_options |= dict(replication_factor=3, request_timeout_ms=5_000)
+        transport, consumer, _ = await world.member()
+        writer = await world.writer(transport, 0)
+        committed, killing = 0, None
+        while committed < 60:
+            if committed == 20 and killing is None:
+                leader = writer._producer.client.client.cluster.leader_for_partition(
+                    KafkaPartition(world.kafka().predictions_topic, 0)
+                )
+                killing = loop.run_in_executor(None, cluster.kill, leader)
+            try:
+                await writer.publish(world.batch(0, committed + 1, [b"%d" % (committed + 1)]))
+                committed += 1
+            except OutcomeUnknownError:
+                await until(lambda: reopened(writer))
+                committed = await consumer.committed(world.partition(0)) or 0
+        await killing
+        assert await world.predictions(0) == [b"%d" % i for i in range(1, 61)]
+        await world.produce(0, [b"x"])
+        consumer.seek(world.partition(0), 0)
+        assert await read(consumer, 1) == {world.partition(0): [(0, b"x")]}
 
 
 async def test_a_session_that_ran_out_gives_partitions_to_others_and_is_fenced(world):

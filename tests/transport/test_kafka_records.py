@@ -113,6 +113,20 @@ async def test_header_names_that_are_no_text_stop_nothing(world):
     assert found[1][1] == [("\ufffd" * 4, b"v"), ("none", b"")]
 
 
+async def test_times_beyond_64_bits_of_nanoseconds_count_as_none(world):
+    _, consumer, _ = await world.member()
+    topic = world.kafka().input_topic
+    await configure(world, topic, message_timestamp_after_max_ms=str(2**63 - 1))
+    async with clients.producer(world.servers, acks="all") as producer:
+        await producer.send_and_wait(topic, b"x", partition=0, timestamp_ms=2**62)
+        await producer.send_and_wait(topic, b"y", partition=0, timestamp_ms=(2**63 - 1) // 10**6)
+    consumer.seek(world.partition(0), 0)
+    times = []
+    while len(times) < 2:
+        times += [time for raw in await consumer.poll(1.0, 10) for time in raw.record_timestamps_ns]
+    assert times == [-1, (2**63 - 1) // 10**6 * 10**6]
+
+
 async def test_records_larger_than_a_fetch_come_through(world):
     _, consumer, _ = await world.member(max_partition_fetch_bytes=1_024)
     large = bytes(500_000)

@@ -148,6 +148,25 @@ async def test_a_zombie_comes_back_is_fenced_and_joins_again():
 
 
 @virtual
+async def test_a_killed_member_says_nothing_and_its_session_runs_out():
+    broker = MemoryBroker()
+    before = asyncio.all_tasks()
+    dead, _, first = await member(broker, guarantee="at_least_once")
+    await reach(lambda: len(first.held) == 4)
+    writer = dead.writer(P0)
+    await writer.open()
+    await writer.publish(batch(1, b"p"))
+    await dead.kill()
+    assert asyncio.all_tasks() == before
+    began = now()
+    _, heir, second = await member(broker, guarantee="at_least_once")
+    await reach(lambda: len(second.held) == 4)
+    assert 40.0 <= now() - began <= 45.1
+    assert await heir.committed(P0) is None, "its pending commit died with it"
+    await heir.close()
+
+
+@virtual
 async def test_an_open_transaction_hides_what_follows_until_it_times_out():
     broker = MemoryBroker()
     faults = Faults()

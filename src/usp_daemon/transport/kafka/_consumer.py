@@ -19,6 +19,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 
 from usp_daemon.config import Kafka
 from usp_daemon.wire import (
+    NO_TIMESTAMP,
     AbstractGroupConsumer,
     AssignmentListener,
     FencedError,
@@ -38,7 +39,8 @@ from ._watch import ClientWatch
 
 _log = logging.getLogger(__name__)
 
-NO_TIMESTAMP_MS = -1
+# A producer may give a record any time; beyond this one its nanoseconds are no 64-bit number.
+MAX_TIMESTAMP_MS = (2**63 - 1) // 1_000_000
 # Beyond the service's own timeout: what a poll may be held up by a rebalance, which aiokafka would wait out.
 GRACE_S = 0.05
 MEND_PAUSE_S = 1.0
@@ -73,7 +75,10 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         self._is_wanted = True
 
     async def close(self) -> None:
-        """Leave the group. A static member keeps its partitions until its session ends, so that it may come back."""
+        """Leave the group, without a word to the listener.
+
+        A static member keeps its partitions until its session ends, so that it may come back.
+        """
         self._is_wanted = False
         await self._stop()
         self._held.clear()
@@ -385,7 +390,7 @@ def _raw_batch(partition: KafkaPartition, records: Sequence[ConsumerRecord]) -> 
         # a header's value may be missing
         headers=[[(name, value or b"") for name, value in record.headers] for record in records],
         record_timestamps_ns=[
-            record.timestamp * 1_000_000 if record.timestamp > NO_TIMESTAMP_MS else NO_TIMESTAMP_MS
+            record.timestamp * 1_000_000 if 0 <= record.timestamp <= MAX_TIMESTAMP_MS else NO_TIMESTAMP
             for record in records
         ],
     )
