@@ -18,6 +18,8 @@ from aiokafka.helpers import create_ssl_context
 from usp_daemon.config import Kafka
 from usp_daemon.wire import TransportError
 
+from ._watch import abort
+
 # Between attempts; each of them writes lines to the log, so not too often.
 RETRY_BACKOFF_MS = 250
 
@@ -179,18 +181,10 @@ async def check_reachable(options: dict[str, Any]) -> None:
         else:
             return
         finally:
-            await _end(connection)
+            # Also what aiokafka has begun to close itself: over TLS that waits for the other side.
+            if (closed := abort(connection)) is not None:
+                await asyncio.wait([closed], timeout=1.0)
     raise UnreachableError("no Kafka broker could be reached: " + "; ".join(reasons), may_pass)
-
-
-async def _end(connection: AIOKafkaConnection) -> None:
-    """Close at once, also what aiokafka has begun to close itself: over TLS that waits for the other side."""
-    closed = connection.close()
-    transport = getattr(connection._protocol, "_transport", None)
-    if transport is not None:
-        transport.abort()
-    if closed is not None and transport is not None:
-        await asyncio.wait([closed], timeout=1.0)
 
 
 def _is_refusal(error: KafkaError) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from usp_daemon.config import Kafka
@@ -44,6 +44,11 @@ MAX_TIMESTAMP_MS = (2**63 - 1) // 1_000_000
 # Beyond the service's own timeout: what a poll may be held up by a rebalance, which aiokafka would wait out.
 GRACE_S = 0.05
 MEND_PAUSE_S = 1.0
+MEMBERSHIP_ERRORS = (
+    kafka_errors.UnknownMemberIdError,
+    kafka_errors.IllegalGenerationError,
+    kafka_errors.RebalanceInProgressError,
+)
 
 
 class KafkaGroupConsumer(AbstractGroupConsumer):
@@ -328,13 +333,19 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
 
         Raises :class:`FencedError` when the group has given the partition to somebody else.
         """
-        consumer = self._consumer
+        consumer = self._assigned(partition)
         if consumer is None:
-            raise FencedError(f"this replica is no member of the group any more and cannot commit {partition}")
+            raise FencedError(f"{partition} is not this replica's any more, and its offset cannot be committed")
+        coordinator: Any = consumer._coordinator
+        assignment: Any = consumer._subscription.subscription.assignment
+        offsets = {KafkaPartition(*partition): OffsetAndMetadata(offset, "")}
         try:
+            # One attempt, and no more of it after the deadline: aiokafka's commit() leaves a shielded task behind.
             async with asyncio.timeout(self._kafka.request_timeout_ms / 1e3):
-                await consumer.commit({KafkaPartition(*partition): offset})
-        except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
+                await coordinator.ensure_coordinator_known()
+                async with coordinator._commit_lock:
+                    await coordinator._do_commit_offsets(assignment, offsets)
+        except MEMBERSHIP_ERRORS as error:
             raise FencedError(f"the group takes no commit of {partition} from this replica: {error}") from error
         except (TimeoutError, kafka_errors.KafkaError) as error:
             raise permanent(error, self._kafka) or OutcomeUnknownError(
