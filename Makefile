@@ -71,6 +71,7 @@ bench: develop  ## a short form of every benchmark, as one table
 
 docs: install  ## regenerate from the schema: config.toml and its reference
 	$(BIN)/python -m usp_daemon.config .
+	$(BIN)/python -m usp_daemon.telemetry docs/metrics.md
 
 lock: $(VENV)/.created  ## resolve the requirements again and pin them with hashes
 	$(PIP) install "uv>=0.13.9"

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import itertools
 import uuid
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import RecordsToDelete
@@ -52,7 +52,7 @@ class AbstractWorld(abc.ABC):
     """A broker with an input topic of four partitions."""
 
     numbers = itertools.count()
-    options: dict = {}
+    options: ClassVar[dict] = {}
 
     def __init__(self):
         number = next(self.numbers)
@@ -136,7 +136,7 @@ class AbstractWorld(abc.ABC):
 
 
 class MemoryWorld(AbstractWorld):
-    options = dict(heartbeat_interval_ms=20, session_timeout_ms=2_000, rebalance_timeout_ms=2_000)
+    options: ClassVar[dict] = dict(heartbeat_interval_ms=20, session_timeout_ms=2_000, rebalance_timeout_ms=2_000)
 
     def __init__(self):
         super().__init__()
@@ -159,7 +159,7 @@ class MemoryWorld(AbstractWorld):
 
 
 class KafkaWorld(AbstractWorld):
-    options = dict(heartbeat_interval_ms=200, session_timeout_ms=6_000, rebalance_timeout_ms=6_000)
+    options: ClassVar[dict] = dict(heartbeat_interval_ms=200, session_timeout_ms=6_000, rebalance_timeout_ms=6_000)
 
     def __init__(self, servers):
         super().__init__()

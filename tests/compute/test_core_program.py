@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from usp_daemon.compute import Engine, StateKey, choose_device
+from usp_daemon.compute import Engine, PartitionStates, StateKey, choose_device
 from usp_daemon.core import DGM_TIERS, TRACED_FIELDS, PredictorConfig
 
 from .fake_program import same_bits
@@ -86,6 +86,29 @@ def test_states_resume_bit_for_bit(programs):
     resumed.import_states("ticks", 0, engine.export_states("ticks", 0))
     left = run(engine, order[half:], values[half:], stamps[half:])
     right = run(resumed, order[half:], values[half:], stamps[half:])
+    for name, column in left.items():
+        assert same_bits(column, right[name]), name
+
+
+def test_a_thousand_ticks_after_export_and_import_are_the_same_bits(programs):
+    """Several symbols, and the states pass through bytes, as they do in a file."""
+    rng = np.random.default_rng(12)
+    count, before, after = 5, 60, 1000
+    order = np.tile(np.arange(count), before + after)
+    values = 100.0 + np.cumsum(rng.standard_normal((before + after, count)), axis=0).ravel() / 10.0
+    stamps = 1_700_000_000_000_000_000 + 1_000_000_000 * np.repeat(np.arange(before + after), count)
+    cut = before * count
+    engine, resumed = new_engine(programs), new_engine(programs)
+    run(engine, order[:cut], values[:cut], stamps[:cut])
+    exported = engine.export_states("ticks", 0)
+    arrays = {
+        path: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
+        for path, array in exported.arrays.items()
+    }
+    resumed.import_states("ticks", 0, PartitionStates(exported.symbols, arrays))
+    left = run(engine, order[cut:], values[cut:], stamps[cut:])
+    right = run(resumed, order[cut:], values[cut:], stamps[cut:])
+    assert left["accepted"].mean() > 0.99
     for name, column in left.items():
         assert same_bits(column, right[name]), name
 

@@ -81,7 +81,7 @@ def test_no_difference() -> None:
 def test_differences_by_class() -> None:
     new = parse_settings(
         {
-            "orchestration": {"cusum_k": 0.25, "fusion_method": "jko_proximal"},
+            "orchestration": {"cusum_k": 0.25, "fusion_method": "jko"},
             "kernels": {"log_sig_depth": 4, "wtmm_buffer_size": 256},
             "compute": {"device": "cpu"},
         }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from usp_daemon.core import _circuit_breaker as breaker
-from usp_daemon.core._parameters import PredictorConfig
+from usp_daemon.core._parameters import HISTORY_CAPACITY, PredictorConfig
 from usp_daemon.core._types import Scalar
 
 
@@ -23,21 +23,27 @@ class Estimate(eqx.Module):
 
 
 CONFIG = PredictorConfig().as_arrays()
-update = jax.jit(breaker.update)
+update, on_tick = jax.jit(breaker.update), jax.jit(breaker.on_tick)
 
 
 def estimate(exponent: float, error: float = 0.03, pointwise: float = 1.0, strength: float = 1.0) -> Estimate:
     return Estimate(*(jnp.asarray(value) for value in (exponent, error, pointwise, strength)))
 
 
-def after(*estimates: Estimate, state: breaker.BreakerState | None = None, config: PredictorConfig = CONFIG):
-    state = breaker.init(jnp.float64) if state is None else state
+def after(
+    *estimates: Estimate,
+    state: breaker.BreakerState | None = None,
+    config: PredictorConfig = CONFIG,
+    length: int = HISTORY_CAPACITY,
+) -> breaker.BreakerState:
+    """The breaker after estimates from windows of ``length`` periods."""
+    now = breaker.init(jnp.float64) if state is None else state
     for one in estimates:
-        state = update(state, one, config)
-    return state
+        now = update(now, one, jnp.asarray(length, jnp.int32), config)
+    return now
 
 
-ORDINARY = [estimate(h) for h in (0.52, 0.48, 0.5, 0.51, 0.49)]
+ORDINARY = [estimate(h) for h in (0.52, 0.48, 0.5, 0.51, 0.49)] * 8
 
 
 def test_a_certain_fall_below_the_threshold_and_the_baseline_breaks_the_circuit() -> None:
@@ -94,13 +100,73 @@ def test_the_baseline_does_not_learn_from_an_emergency() -> None:
     assert float(fallen.baseline) == float(state.baseline)
 
 
+def tick(
+    state: breaker.BreakerState, *, regime: bool = False, jumped: bool = False, times: int = 1
+) -> breaker.BreakerState:
+    for _ in range(times):
+        state = on_tick(state, jnp.asarray(regime), jnp.asarray(jumped))
+    return state
+
+
+def test_estimates_from_one_window_count_for_what_is_new_in_it() -> None:
+    state = after(*[estimate(0.5, error=0.1)] * 20)
+    assert float(state.precision) == pytest.approx(20 * 100.0 * CONFIG.refresh_interval / HISTORY_CAPACITY)
+    assert float(state.baseline) == pytest.approx(0.5)
+
+
+def test_the_newest_estimate_stands_for_all_while_the_history_fills() -> None:
+    # A mean-reverting series looks ever rougher as its history grows. That is no fall.
+    falling = [0.3, 0.26, 0.22, 0.19, 0.17, 0.15, 0.14]
+    state = breaker.init(jnp.float64)
+    for number, exponent in enumerate(falling, start=1):
+        state = after(estimate(exponent, error=0.06 / number**0.5), state=state, length=50 * number)
+        assert not bool(state.emergency)
+        assert float(state.baseline) == pytest.approx(exponent)
+        assert float(state.precision) == pytest.approx(number / 0.06**2)
+    # A fall it is when it cannot be chance.
+    assert bool(after(estimate(0.02, error=0.02), state=state, length=400).emergency)
+
+
 def test_a_new_regime_starts_from_nothing() -> None:
-    state = breaker.on_regime(after(*ORDINARY, estimate(0.2)), jnp.asarray(True))
+    state = tick(after(*ORDINARY, estimate(0.2)), regime=True)
     assert not bool(state.emergency)
     assert float(state.precision) == 0.0
     assert not bool(after(estimate(0.2), state=state).emergency)
-    kept = breaker.on_regime(after(*ORDINARY, estimate(0.2)), jnp.asarray(False))
+    kept = tick(after(*ORDINARY, estimate(0.2)))
     assert bool(kept.emergency)
+
+
+@pytest.mark.parametrize("regime", [False, True])
+def test_a_tick_that_jumps_breaks_the_circuit_at_once(regime: bool) -> None:
+    state = tick(after(*ORDINARY), regime=regime, jumped=True)
+    assert bool(state.emergency)
+    assert float(state.precision) == 0.0 if regime else float(state.precision) > 0.0
+    # Estimates of the next refresh_interval ticks still count the jump, whether or not a line shows it.
+    for ticks, expected in ((1, True), (CONFIG.refresh_interval - 2, True), (1, False)):
+        state = tick(state, times=ticks)
+        assert bool(after(estimate(0.5), state=state).emergency) == expected
+    # The end is an estimate's business alone.
+    assert bool(tick(state, times=200).emergency)
+
+
+def test_a_jump_of_a_series_that_is_always_rough_passes() -> None:
+    rough = after(*[estimate(0.2)] * 10)
+    state = tick(tick(rough, jumped=True), times=CONFIG.refresh_interval)
+    # Below the baseline, though not certainly: no reason to hold what the jump began.
+    assert not bool(after(estimate(0.16), state=state).emergency)
+
+
+def test_what_is_rough_for_a_whole_history_is_usual_from_then_on() -> None:
+    state = after(*ORDINARY, estimate(0.2))
+    for _ in range(HISTORY_CAPACITY // CONFIG.refresh_interval):
+        state = after(estimate(0.2), state=tick(state, times=CONFIG.refresh_interval))
+        assert bool(state.emergency)
+    state = after(estimate(0.2), state=tick(state, times=CONFIG.refresh_interval))
+    assert not bool(state.emergency)
+    assert float(state.baseline) == pytest.approx(0.2)
+    state = after(*[estimate(0.2)] * 20, state=state)
+    assert not bool(state.emergency)
+    assert bool(after(estimate(0.05), state=state).emergency)
 
 
 @pytest.mark.parametrize("broken", [(np.nan, 0.1), (0.1, np.nan), (0.0, np.inf), (0.1, 1.0), (0.1, 0.0)])
@@ -118,6 +184,7 @@ def test_threshold_and_hysteresis_are_parameters() -> None:
     held = after(*ORDINARY, estimate(0.2), estimate(0.46, error=0.01), config=wide)
     assert bool(held.emergency)
     tolerant = dataclasses.replace(CONFIG, jump_exponent_threshold=jnp.asarray(0.7))
+    assert not bool(after(estimate(0.5, pointwise=0.6, strength=40.0)).emergency)
     assert bool(after(estimate(0.5, pointwise=0.6, strength=40.0), config=tolerant).emergency)
 
 

@@ -45,20 +45,23 @@ def test_recovery_takes_the_configured_number_of_clean_ticks(needed: int) -> Non
 
 
 def test_staleness_has_its_own_exit() -> None:
-    config, limit = config_for(), jnp.asarray(100, jnp.int64)
+    config, limit = config_for(), jnp.asarray(100.0)
 
     def step(stale, delay, config):
         return (update_staleness(stale, delay, limit, config),)
 
-    (seen,) = run(step, (jnp.asarray(False),), np.asarray([90, 100, 101, 150, 85, 80, 79, 90, 75]), config)
+    (seen,) = run(
+        step, (jnp.asarray(False),), np.asarray([90.0, 100.0, 101.0, 150.0, 85.0, 80.0, 79.0, 90.0, 75.0]), config
+    )
     assert seen == [False, False, True, True, True, True, False, False, False]
 
 
-def test_delays_of_years_do_not_overflow() -> None:
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_delays_of_years_do_not_overflow(dtype) -> None:
     config = config_for()
-    century = jnp.asarray(100 * 365 * 86_400 * 10**9, jnp.int64)
-    assert bool(update_staleness(jnp.asarray(False), century, jnp.asarray(1, jnp.int64), config))
-    assert not bool(update_staleness(jnp.asarray(True), jnp.asarray(1, jnp.int64), century, config))
+    century, instant = jnp.asarray(100 * 365 * 86_400 * 10**9, dtype), jnp.asarray(1, dtype)
+    assert bool(update_staleness(jnp.asarray(False), century, instant, config))
+    assert not bool(update_staleness(jnp.asarray(True), instant, century, config))
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 20])

@@ -1,6 +1,8 @@
 """The ingestion gate: what it refuses, what it lets through, and what it does after."""
 
+import csv
 import dataclasses
+import gzip
 
 import jax
 import jax.numpy as jnp
@@ -285,3 +287,73 @@ def test_an_impaired_tick_starts_the_recovery_again() -> None:
     values[[100, 102]] = np.nan
     seen = Seen(values, config=_with(frozen_signal_recovery_steps=3))
     assert np.flatnonzero(seen.degraded).tolist() == [100, 101, 102, 103, 104]
+
+
+def _lazy(moving: float, num: int, seed: int) -> np.ndarray:
+    """A price in cents that moves on a share ``moving`` of its ticks."""
+    generator = np.random.default_rng(seed)
+    return 100.0 + 0.01 * np.cumsum(generator.choice([-2, -1, 1, 2], num) * (generator.random(num) < moving))
+
+
+@pytest.mark.parametrize("moving", [0.15, 0.2, 0.45])
+def test_a_dead_symbol_is_found_however_often_it_repeats_itself(moving: float) -> None:
+    for seed in range(3):
+        values = _lazy(moving, 3000, seed)
+        values[2000:2600] = values[2000]
+        frozen = Seen(values).has(GateReason.FROZEN)
+        assert frozen[500:2000].sum() == 0
+        # A run this long has a chance below one in a million even at the upper bound of the learnt rate.
+        assert frozen[2400:2600].all()
+        # Alive again, though what the dead stretch taught about repetitions stays for a while.
+        assert not frozen[2650:].any()
+
+
+def test_a_long_run_does_not_excuse_itself() -> None:
+    values = _lazy(0.2, 6000, 4)
+    values[1000:6000] = values[1000]
+    frozen = Seen(values).has(GateReason.FROZEN)
+    first = np.flatnonzero(frozen[1000:])[0]
+    assert 20 < first < 250
+    assert frozen[1000 + first :].all(), "it stays dead"
+
+
+@pytest.mark.parametrize("name", ["btcusdt_80ms", "eurusd_1h", "btcusd_1h", "nyc_taxi_30m", "ambient_temp_1h"])
+def test_real_series_do_not_freeze(repository_root, name: str) -> None:
+    with gzip.open(repository_root / f"src/usp_daemon/demo/data/{name}.csv.gz", "rt") as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row["value"]) if row["value"] else np.nan for row in rows]
+    stamps = np.asarray([round(float(row["t"]) * 1e3) * 1_000_000 for row in rows], np.int64)
+    frozen = Seen(values, stamps).has(GateReason.FROZEN)
+    # Ticks of 80 ms repeat their value three times out of four; the gate needs a few runs to learn it.
+    assert frozen.sum() <= 5
+    assert not frozen[200:].any()
+
+
+def test_one_absurd_time_does_not_lock_the_symbol_out() -> None:
+    values = np.cumsum(np.random.default_rng(3).standard_normal(120))
+    stamps = START + SECOND * np.arange(120)
+    stamps[60] = 2**63 - 1
+    seen = Seen(values, stamps)
+    # The two ticks after it are taken for stragglers, the third shows where the clock is.
+    assert seen.accepted[:61].all()
+    assert seen.accepted[61:].tolist() == [False, False] + [True] * 57
+    assert seen.has(GateReason.OUT_OF_ORDER)[61:63].all()
+
+
+def test_a_first_tick_with_an_absurd_time_does_not_lock_the_symbol_out() -> None:
+    stamps = START + SECOND * np.arange(40)
+    stamps[0] = 2**62
+    seen = Seen(np.cumsum(np.random.default_rng(4).standard_normal(40)), stamps)
+    assert seen.accepted.tolist() == [True, False, False] + [True] * 37
+
+
+def test_after_a_true_silence_the_past_stays_the_past() -> None:
+    """A feed that returns after a month and then sends old ticks once more: those are still refused."""
+    stamps = START + SECOND * np.arange(100)
+    stamps[50:] += 30 * 86_400 * SECOND
+    again = START + SECOND * np.arange(20, 40)
+    stamps = np.concatenate([stamps[:60], again, stamps[60:]])
+    seen = Seen(np.cumsum(np.random.default_rng(5).standard_normal(stamps.size)), stamps)
+    assert not seen.accepted[60:80].any()
+    assert seen.accepted[:60].all()
+    assert seen.accepted[80:].all()

@@ -20,7 +20,7 @@ def values(count, start=0):
 
 
 async def test_nothing_comes_before_the_seek_and_everything_after_it(world):
-    transport, consumer, listener = await world.member()
+    _transport, consumer, listener = await world.member()
     assert {partition.partition for partition in listener.held} == {0, 1, 2, 3}
     await world.produce(0, values(5))
     await world.produce(1, values(5))
@@ -216,7 +216,7 @@ async def test_a_publication_that_was_cut_short_leaves_nothing_or_all(world):
     assert committed in (1, 2)
     await again.publish(world.batch(0, 3, [b"2"]))
     await until(lambda: has(world, world.kafka().predictions_topic, 0, committed + 1))
-    assert await world.predictions(0) == [b"0", b"1", b"2"][:committed] + [b"2"]
+    assert await world.predictions(0) == [*[b"0", b"1", b"2"][:committed], b"2"]
 
 
 async def test_a_writer_may_be_opened_anew(world):
@@ -248,7 +248,7 @@ async def test_two_members_share_the_partitions_and_hand_over(world):
 
 
 async def test_what_is_held_may_be_published_until_revocation_ends(world):
-    transport, one, first = await world.member()
+    transport, _one, first = await world.member()
     writer = await world.writer(transport, 0)
     committed = []
 
@@ -280,7 +280,7 @@ async def test_rejoining_gives_everything_up_first(world):
 
 
 async def test_a_static_member_that_restarts_keeps_its_partitions(world):
-    _, one, first = await world.member(group_instance_id="a")
+    _, _one, first = await world.member(group_instance_id="a")
     _, two, second = await world.member(group_instance_id="b")
     await until(lambda: len(first.held) == len(second.held) == 2)
     held, seen = set(second.held), len(first.events)

@@ -187,3 +187,16 @@ def test_a_dead_letter_can_be_shortened_to_nothing_and_stays_readable(original):
         lengths.append(len(kept))
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-1] == 0
+
+
+def test_a_dead_letter_carries_its_reason_and_the_originals_headers_outside():
+    given = [("trace", b"t"), ("usp-source", b"somebody else's"), ("empty", b"")]
+    records = encode_dead_letters([entry(b"x", headers=given), entry(b"y")])
+    assert records.headers == [
+        [("usp-reason", b"not_json"), ("trace", b"t"), ("empty", b"")],
+        [("usp-reason", b"not_json")],
+    ]
+    large = [("a", bytes(4_000)), ("b", bytes(94)), ("usp-c", bytes(9_000))]
+    assert len(encode_dead_letters([entry(b"x", headers=large)]).headers[0]) == 3, "4096 bytes with their names"
+    (headers,) = encode_dead_letters([entry(b"x", headers=[*large, ("d", b"")])]).headers
+    assert headers == [("usp-reason", b"not_json")]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -95,13 +96,14 @@ class Engine:
         program: StepProgram | None = None,
         programs: TilePrograms | None = None,
         direct_fraction: float = 0.75,
+        folder: Path | None = None,
     ) -> None:
         """Compiles all programs.
 
         ``config`` is a ``PredictorConfig``; ``choice`` the pinned device; ``max_symbols`` (at least 1) caps how many
         symbols hold state at a time; ``programs`` come from another engine with the same ``choice``, ``program`` and
         structural parameters, and are compiled if not given; ``direct_fraction`` in (0, 1] is the share of a page that
-        must have a tick for the page to be stepped without gathering (speed only).
+        must have a tick for the page to be stepped without gathering (speed only); ``folder`` keeps traced programs.
         """
         if max_symbols < 1:
             raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
@@ -111,7 +113,9 @@ class Engine:
         self._max_symbols = self._partition_limit = max_symbols
         self._direct_fraction = direct_fraction
         self._config = config.as_arrays(choice.dtype)
-        self._programs: TilePrograms = programs or compile_programs(program or core_program(), self._config, choice)
+        self._programs: TilePrograms = programs or compile_programs(
+            program or core_program(), self._config, choice, folder
+        )
         due = [leaf for leaf in self._programs.column_packing.leaves if leaf.path == REFRESH_DUE]
         if not due:
             raise ValueError(f"the program's columns lack {REFRESH_DUE!r}")

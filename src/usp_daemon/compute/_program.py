@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from usp_daemon.core import ProcessState
 
 from ._device import DeviceChoice
 from ._packing import Packing, plan_packing
+from ._traced import TracedPrograms, sources_digest, traced
 
 # Eigen's thread pool may split a product differently on a machine with more cores; the other one names the same hazard.
 _COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
@@ -46,13 +48,15 @@ class StepProgram:
 
     ``initialize(config, dtype)`` gives a state, ``advance(state, observation, config)`` the next state and a result,
     ``refresh(state, config)`` the state after heavy work, ``columns(result)`` the arrays to publish by name; among them
-    the flag ``refresh_due``, which says that ``refresh`` must run before this symbol's next tick.
+    the flag ``refresh_due``, which says that ``refresh`` must run before this symbol's next tick. ``digest`` stands for
+    the sources of all four; with None, what is traced is never kept.
     """
 
     initialize: Callable[[Any, Any], Any]
     advance: Callable[[Any, ProcessState, Any], tuple[Any, Any]]
     refresh: Callable[[Any, Any], Any]
     columns: Callable[[Any], Mapping[str, Any]]
+    digest: str | None = None
 
 
 def core_program() -> StepProgram:
@@ -64,6 +68,7 @@ def core_program() -> StepProgram:
         advance=core.advance,
         refresh=core.refresh,
         columns=prediction_columns,
+        digest=sources_digest(),
     )
 
 
@@ -113,8 +118,13 @@ class TilePrograms:
     compile_seconds: float
 
 
-def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) -> TilePrograms:
-    """Traces and compiles everything an engine will ever run, for ``config``'s structure on ``choice``'s device."""
+def compile_programs(
+    program: StepProgram, config: Any, choice: DeviceChoice, folder: Path | None = None
+) -> TilePrograms:
+    """Traces and compiles everything an engine will ever run, for ``config``'s structure on ``choice``'s device.
+
+    ``folder`` keeps what was traced for the next start.
+    """
     width, refresh_width, dtype = choice.tile_width, choice.refresh_width, choice.dtype
     sharding = jax.sharding.SingleDeviceSharding(choice.device)
 
@@ -145,7 +155,11 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
     def columns_of_lane(state: Any, value: Any, stamp_ns: Any, vectors: Any) -> Any:
         return advance_lane(state, value, stamp_ns, stamp_ns, parameters(vectors))[1]
 
-    columns = jax.eval_shape(columns_of_lane, lane, scalar, stamp, config_spec)
+    kept = TracedPrograms(
+        None if program.digest is None else folder,
+        repr((program.digest, jax.tree.structure(config), choice.kind, str(dtype), width, refresh_width)),
+    )
+    columns = kept.shapes("columns", lambda: jax.eval_shape(columns_of_lane, lane, scalar, stamp, config_spec))
     column_packing = plan_packing(columns, small_leaf_elements=None)
 
     def advance(arrays: Any, values: Any, whole: Any, vectors: Any) -> tuple[Any, Any]:
@@ -154,11 +168,11 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
             state_packing.unpack(arrays), values, whole[0], whole[1], parameters(vectors)
         )
         # Lanes without a tick went through the same arithmetic; what came out of it is dropped here.
-        kept = tuple(
+        merged = tuple(
             jnp.where(has_tick.reshape((width,) + (1,) * (old.ndim - 1)), new, old)
             for new, old in zip(state_packing.pack(state), arrays, strict=True)
         )
-        return kept, column_packing.pack(result)
+        return merged, column_packing.pack(result)
 
     def refresh(arrays: Any, vectors: Any) -> Any:
         state = jax.vmap(program.refresh, in_axes=(0, None))(state_packing.unpack(arrays), parameters(vectors))
@@ -182,8 +196,15 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
     options = _COMPILER_OPTIONS.get(choice.kind, {})
     started = time.perf_counter()
 
+    platform = "cuda" if choice.kind == "gpu" else choice.kind
+
     def lowered(function: Callable[..., Any], *specs: Any, donate: bool = True) -> Any:
         return jax.jit(function, donate_argnums=(0,) if donate else (), out_shardings=sharding).lower(*specs)
+
+    def lowered_once(name: str, function: Callable[..., Any], *specs: Any) -> Any:
+        if program.digest is None:
+            return lowered(function, *specs)
+        return kept.program(name, lambda: traced(function, specs, (0,), platform), (0,)).lower(*specs)
 
     def lane_numbers(*widths: int) -> jax.ShapeDtypeStruct:
         return on_device((1 + 2 * min(widths),), jnp.int32)
@@ -191,8 +212,8 @@ def compile_programs(program: StepProgram, config: Any, choice: DeviceChoice) ->
     ticks = on_device((width,), dtype), on_device((3, width), jnp.int64)
     to_compile = (
         lowered(initialize, config_spec, donate=False),
-        lowered(advance, tile, *ticks, config_spec),
-        lowered(refresh, small_tile, config_spec),
+        lowered_once("advance", advance, tile, *ticks, config_spec),
+        lowered_once("refresh", refresh, small_tile, config_spec),
         lowered(move, tile, tile, lane_numbers(width)),
         lowered(move, small_tile, tile, lane_numbers(width, refresh_width)),
         lowered(move, tile, small_tile, lane_numbers(width, refresh_width)),

@@ -185,7 +185,7 @@ class Worker:
         try:
             choice = self._choose()
             folder = enable_compilation_cache(choice, self._cache_directory)
-            engine = self._build(self._config, choice)
+            engine = self._build(self._config, choice, folder=folder)
             report = StartReport(
                 device=choice.describe(),
                 compile_seconds=engine.compile_seconds,

@@ -124,11 +124,11 @@ class Orchestration:
     fusion_method: Annotated[
         str,
         structural(
-            "The weight update: a step of learning_rate towards the target, or the true proximal step of the JKO "
-            "scheme, in which the transport plan decides the move.",
-            choices=("jko", "jko_proximal"),
+            "The weight update: the true proximal step of the JKO scheme, in which the transport plan decides the "
+            "move, or a plain step of learning_rate towards the target.",
+            choices=("jko_proximal", "jko"),
         ),
-    ] = "jko"
+    ] = "jko_proximal"
 
     # circuit breaker
     holder_threshold: Annotated[
@@ -143,7 +143,7 @@ class Orchestration:
     ] = 1.0
     jump_exponent_threshold: Annotated[
         float, traced("Pointwise Hölder exponent below which a maxima line marks a jump.", "", -1.0, 1.0)
-    ] = 0.1
+    ] = 0.25
 
     # change detection
     alarm_mean_ticks_between_false: Annotated[
@@ -188,7 +188,13 @@ class Orchestration:
     ] = 180
     alarm_jump_sigmas: Annotated[
         float,
-        traced("Jump that alarms at once, also while the reference model is not yet fitted.", "sd", 3.0, 50.0),
+        traced(
+            "Jump that alarms at once while the reference model is not yet fitted, and, if twice as far as anything "
+            "lately, breaks the circuit for the very forecast made on it.",
+            "sd",
+            3.0,
+            50.0,
+        ),
     ] = 6.0
     scale_clip: Annotated[
         float, traced("Where innovations are clipped in the statistics that watch the scale.", "sd", 2.0, 20.0)

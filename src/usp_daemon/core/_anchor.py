@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._circuit_breaker import huber_loss
 from ._numerics import huber_weight, safe_divide
 from ._parameters import PredictorConfig
 from ._types import NUM_KERNELS, Flag, Scalar, Weights
@@ -76,11 +77,9 @@ def update_score(
     """Averages absolute errors (in units of the scale) over about ``window`` ticks; in emergency Huber's loss stands
     in.
     """
-    size = jnp.abs(errors)
-    huber = jnp.where(
-        size <= config.huber_delta, 0.5 * size * size / config.huber_delta, size - 0.5 * config.huber_delta
-    )
-    loss = jnp.where(emergency, huber, jnp.minimum(size, config.innovation_clip))
+    # In units of delta, so that a large error counts as in the ordinary loss, less half a delta.
+    huber = huber_loss(errors, config.huber_delta) / config.huber_delta
+    loss = jnp.where(emergency, huber, jnp.minimum(jnp.abs(errors), config.innovation_clip))
     weight = jnp.minimum(state.weight + 1.0, jnp.maximum(window, 1.0))
     return ScoreState(loss=state.loss + (loss - state.loss) / weight, weight=weight)
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._degraded import update_grace
 from ._numerics import SD_FROM_MEAN_ABSOLUTE, huber_weight, solve_spd
 from ._parameters import RESIDUAL_CAPACITY, PredictorConfig
 from ._types import AlarmKind, Count, Flag, Scalar
@@ -25,6 +26,7 @@ _LN2 = 0.6931471805599453
 _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
 _CLUSTERING_LAGS = 20
+_BEYOND_LARGEST = 1.5
 _KINDS = (
     AlarmKind.LEVEL_UP,
     AlarmKind.LEVEL_DOWN,
@@ -68,6 +70,7 @@ class ChangePointState(eqx.Module):
     grace_counter: Count
     ticks_in_regime: Count
     clustering: Scalar  # long-run over plain variance of squared innovations, at least 1
+    largest: Scalar  # residual of the values that references were fitted on, units of the symbol
 
 
 class Alarm(eqx.Module):
@@ -102,7 +105,18 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
         grace_counter=none,
         ticks_in_regime=none,
         clustering=jnp.asarray(1.0, dtype),
+        largest=zero,
     )
+
+
+def jump_scale(state: ChangePointState, error_scale: Scalar, config: PredictorConfig) -> Scalar:
+    """What a sudden jump is measured in while a reference is being fitted, units of the symbol.
+
+    The spread of the last reference or the present one, the larger; and no jump alarms that is not well beyond what
+    references were fitted on: a series that mostly repeats itself moves by six of its deviations all the time.
+    """
+    ordinary = _BEYOND_LARGEST * state.largest / config.alarm_jump_sigmas
+    return jnp.maximum(jnp.maximum(jnp.maximum(state.previous_sd, error_scale), ordinary), 1e-30)
 
 
 def reference_forecast(reference: ReferenceModel, past: Float[Array, " past"]) -> Scalar:
@@ -155,11 +169,6 @@ def _push_residual(state: ChangePointState, innovation: Scalar, config: Predicto
             jax.lax.stop_gradient(_window_kurtosis(moments, count)),
         ),
     )
-
-
-def update_grace_counter(counter: Count, alarm: Flag, config: PredictorConfig) -> Count:
-    """The one place where the refractory period counts: N after an alarm, else one less, never below zero."""
-    return jnp.where(alarm, config.grace_period_steps, jnp.maximum(counter - 1, 0)).astype(jnp.int32)
 
 
 def update_cusum_statistics(
@@ -217,7 +226,7 @@ def update_cusum_statistics(
     strongest = jnp.argmax(excess)
     jump_bound = config.alarm_jump_sigmas * factor
     sudden = ~in_grace & (jumped | (~ready & (state.previous_sd > 0) & (jnp.abs(jump) > jump_bound)))
-    raised = jnp.any(crossed) | sudden
+    raised, grace_counter = update_grace(state.grace_counter, jnp.any(crossed) | sudden, config)
     bits = jnp.asarray([int(kind) for kind in _KINDS], jnp.int32)
     kind = jnp.int32(0)
     for index in range(NUM_STATISTICS):
@@ -246,9 +255,10 @@ def update_cusum_statistics(
         moments=jnp.where(raised, 0.0, with_window.moments),
         kurtosis=jnp.where(raised, 3.0, with_window.kurtosis),
         adaptive_h_t=config.cusum_h * factor,
-        grace_counter=update_grace_counter(state.grace_counter, raised, config),
+        grace_counter=grace_counter,
         ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
         clustering=state.clustering,
+        largest=state.largest,
     )
     return new_state, alarm
 
@@ -317,7 +327,8 @@ def fit_reference(
     found = _clustering(jnp.clip(residual / sd, -config.scale_clip, config.scale_clip), used)
     # A symbol whose volatility clustered before will do so again: what was found fades over the next references.
     clustering = jnp.maximum(found, 1.0 + 0.8 * (state.clustering - 1.0))
-    return eqx.tree_at(lambda s: (s.reference, s.clustering), state, (reference, clustering))
+    largest = jnp.maximum(jnp.max(used * jnp.abs(residual)) * scale, 0.8 * state.largest)
+    return eqx.tree_at(lambda s: (s.reference, s.clustering, s.largest), state, (reference, clustering, largest))
 
 
 def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:

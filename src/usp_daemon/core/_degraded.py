@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ._parameters import PredictorConfig
-from ._types import Count, Flag
+from ._types import Count, Flag, Scalar
 
 
 def update_degraded_mode(
@@ -28,11 +28,13 @@ def update_degraded_mode(
     return next_degraded, jnp.where(next_degraded & degraded, clean_ticks, 0).astype(recovery_counter.dtype)
 
 
-def update_staleness(stale: Flag, delay_ns: Count, limit_ns: Count, config: PredictorConfig) -> Flag:
-    """Stale once ``delay_ns`` exceeds ``limit_ns``, until it is below ``inference_recovery_hysteresis`` of it."""
-    hysteresis = jnp.asarray(config.inference_recovery_hysteresis)
-    inside = delay_ns.astype(hysteresis.dtype) < hysteresis * limit_ns.astype(hysteresis.dtype)
-    return (delay_ns > limit_ns) | (stale & ~inside)
+def update_staleness(stale: Flag, delay: Scalar, limit: Scalar, config: PredictorConfig) -> Flag:
+    """Stale once ``delay`` exceeds ``limit``, until it is below ``inference_recovery_hysteresis`` of it.
+
+    Both in one unit, as reals: nanoseconds of centuries fit.
+    """
+    inside = delay < jnp.asarray(config.inference_recovery_hysteresis, limit.dtype) * limit
+    return (delay > limit) | (stale & ~inside)
 
 
 def update_grace(grace_counter: Count, signal: Flag, config: PredictorConfig) -> tuple[Flag, Count]:

@@ -209,9 +209,10 @@ def fuse_kernel_outputs(
     else:
         # The weights and all that led to them are constants to whoever differentiates the forecast.
         frozen = jax.lax.stop_gradient((current, target, cost, step_size))
-        epsilon = compute_sinkhorn_epsilon(ema_variance.astype(dtype), config, jnp.max(frozen[2]))
+        constants = jax.lax.stop_gradient(config)
+        epsilon = compute_sinkhorn_epsilon(ema_variance.astype(dtype), constants, jnp.max(frozen[2]))
         transport = jko_proximal_step(
-            frozen[0], frozen[1], frozen[2], epsilon, jnp.maximum(frozen[3], 1e-6), config, ~hold
+            frozen[0], frozen[1], frozen[2], epsilon, jnp.maximum(frozen[3], 1e-6), constants, ~hold
         )
         moved, plan = transport.weights, transport.plan
         free_energy = regularised_cost(plan, frozen[2], epsilon)

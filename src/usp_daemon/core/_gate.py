@@ -17,6 +17,7 @@ Values that are far but within ``sigma_bound`` are refused only once the symbol 
 import equinox as eqx
 import jax.numpy as jnp
 
+from . import _degraded
 from ._numerics import ewma_rate, safe_divide
 from ._parameters import PredictorConfig
 from ._results import ProcessState
@@ -27,9 +28,14 @@ _REGULAR_SHARE = 0.9
 _LOG_QUARTER = 0.25
 _WARMUP_TICKS = 20
 _REBASE_TICKS = 3
+_LEAP_IN_GAPS = 1000.0  # a gap of so many usual ones, and beyond max_past_drift_ns, may be a wrong clock
 _SUSPECT_SIGMAS = 6.0
 _SUSPECT_TAILS = 3.0
-_REPETITION_MEMORY = 500.0
+_UNHEARD_OF = 2.0  # times the symbol's own fading maximum
+# Rates of repetition: what is supposed at first, what that counts for in ticks, and the memory.
+_FIRST_REPEAT_RATE, _FIRST_LONG_REPEAT_RATE = 0.02, 0.05
+_PRIOR_TICKS = 10
+_REPETITION_MEMORY, _LONG_REPETITION_MEMORY = 500.0, 100.0
 _DEGRADING_REASONS = (
     GateReason.NOT_FINITE
     | GateReason.FUTURE
@@ -40,10 +46,18 @@ _DEGRADING_REASONS = (
 )
 
 
+def _upper_bound(share: Scalar, newest_weight: Scalar) -> Scalar:
+    """Two standard errors above a running share whose newest sample weighs ``newest_weight``; below one."""
+    return jnp.minimum(share + 2.0 * jnp.sqrt(share * (1.0 - share) * newest_weight), 0.999)
+
+
 class GateState(eqx.Module):
     """What the gate remembers of one symbol, accepted ticks and refused ones."""
 
     last_seen_ns: Count
+    before_leap_ns: Count  # time before the last tick's leap ahead; 0 when it made none
+    returned_ns: Count  # latest of the ticks that may have come back from it
+    leap_returns: Count  # how many those are
     num_seen: Count
     num_accepted: Count
     cadence_ns: Scalar
@@ -52,6 +66,10 @@ class GateState(eqx.Module):
     equal_run: Count  # consecutive ticks that repeated the value
     repeat_rate: Scalar  # P(a tick repeats the value before it)
     long_repeat_rate: Scalar  # the same within runs that are long already
+    num_repeat_chances: Count  # ticks behind repeat_rate
+    num_long_chances: Count  # ticks behind long_repeat_rate
+    run_repeat_rate: Scalar  # upper bounds of both rates as they stood when the present run began
+    run_long_repeat_rate: Scalar
     frozen: Flag
     moved_steps: Count
     num_consecutive_outliers: Count
@@ -77,6 +95,7 @@ class GateDecision(eqx.Module):
     accepted: Flag
     reasons: Count
     rebased: Flag
+    jumped: Flag  # accepted, yet further from forecast and last value than anything the symbol did lately
     missed_before: Count  # periods without an accepted tick since the last one
     degrading: Flag  # a reason that counts against the symbol's health
 
@@ -93,14 +112,21 @@ def init(dtype: jnp.dtype) -> GateState:
     no = jnp.asarray(False)
     return GateState(
         last_seen_ns=jnp.asarray(0, jnp.int64),
+        before_leap_ns=jnp.asarray(0, jnp.int64),
+        returned_ns=jnp.asarray(0, jnp.int64),
+        leap_returns=whole(),
         num_seen=whole(),
         num_accepted=whole(),
         cadence_ns=real(),
         regularity=real(1.0),
         last_seen_value=real(),
         equal_run=whole(),
-        repeat_rate=real(0.02),
-        long_repeat_rate=real(0.05),
+        repeat_rate=real(_FIRST_REPEAT_RATE),
+        long_repeat_rate=real(_FIRST_LONG_REPEAT_RATE),
+        num_repeat_chances=whole(),
+        num_long_chances=whole(),
+        run_repeat_rate=real(_FIRST_REPEAT_RATE),
+        run_long_repeat_rate=real(_FIRST_LONG_REPEAT_RATE),
         frozen=no,
         moved_steps=whole(),
         num_consecutive_outliers=whole(),
@@ -140,44 +166,56 @@ def inspect(
     too_old = skew < -config.max_past_drift_ns
     duplicate = seen_before & (gap == 0)
     disordered = seen_before & (gap < 0)
-    timely = ~(future | too_old | duplicate | disordered)
+
+    # One absurd time, far ahead, would make every tick after it disordered. What follows tells it from a true silence:
+    # ticks in order between the time before the leap and the leap itself, and the third of them is believed.
+    in_order = ~(future | too_old)
+    usual_gap = jnp.maximum(config.max_past_drift_ns.astype(dtype), _LEAP_IN_GAPS * state.cadence_ns)
+    may_return = (state.before_leap_ns > 0) | (state.num_seen == 1)
+    returning = may_return & disordered & in_order & (tick.timestamp_ns > state.returned_ns)
+    leap_returns = jnp.where(returning, state.leap_returns + 1, jnp.where(disordered, state.leap_returns, 0))
+    clock_rebased = returning & (leap_returns >= _REBASE_TICKS)
+    disordered = disordered & ~clock_rebased
+    timely = in_order & ~(duplicate | disordered)
+    leaps = timely & seen_before & ~clock_rebased & (gap.astype(dtype) > usual_gap)
+    before_leap_ns = jnp.where(leaps, state.last_seen_ns, jnp.where(timely, 0, state.before_leap_ns))
+    returned_ns = jnp.where(
+        timely, jnp.where(leaps, state.last_seen_ns, 0), jnp.where(returning, tick.timestamp_ns, state.returned_ns)
+    )
 
     # Cadence: a clipped running mean of log gaps, so that one long silence moves it by a few per cent.
     first_gap = state.cadence_ns <= 0
     gap_real = jnp.maximum(gap, 1).astype(dtype)
     log_ratio = jnp.log(safe_divide(gap_real, state.cadence_ns, 1.0))
-    usable_gap = timely & seen_before
+    usable_gap = timely & seen_before & ~clock_rebased
+    gap_known = usable_gap & ~first_gap
     cadence = jnp.where(
         usable_gap,
         jnp.where(first_gap, gap_real, state.cadence_ns * jnp.exp(0.05 * jnp.clip(log_ratio, -1.0, 1.0))),
         state.cadence_ns,
     )
     near = (jnp.abs(log_ratio) < _LOG_QUARTER).astype(dtype)
-    regularity = jnp.where(
-        usable_gap & ~first_gap, state.regularity + 0.02 * (near - state.regularity), state.regularity
-    )
-    counted_gap = usable_gap & ~first_gap & (regularity > _REGULAR_SHARE)
+    regularity = jnp.where(gap_known, state.regularity + 0.02 * (near - state.regularity), state.regularity)
+    counted_gap = gap_known & (regularity > _REGULAR_SHARE)
     periods = jnp.where(
         counted_gap, jnp.clip(jnp.round(safe_divide(gap_real, state.cadence_ns, 1.0)), 1.0, 1e6), 1.0
     ).astype(jnp.int32)
 
     stale_bound = jnp.maximum(config.staleness_ttl_ns.astype(dtype), config.staleness_cadence_factor * cadence)
-    exit_bound = jnp.where(state.stale, config.inference_recovery_hysteresis * stale_bound, stale_bound)
-    stale = jnp.where(usable_gap & ~first_gap, gap_real > exit_bound, state.stale & timely)
-    sparse = usable_gap & ~first_gap
-    sparse = sparse & (gap_real > jnp.maximum(config.besov_nyquist_interval_ns.astype(dtype), 2.5 * cadence))
+    stale_now = _degraded.update_staleness(state.stale, gap_real, stale_bound, config)
+    stale = jnp.where(gap_known, stale_now, state.stale & timely)
+    sparse = gap_known & (gap_real > jnp.maximum(config.besov_nyquist_interval_ns.astype(dtype), 2.5 * cadence))
 
     observed = timely & finite
-    # Frozen: a run of equal values that the learnt repetition rates make improbable.
+    # Frozen: a run of equal values that is improbable under the repetition rates as they stood when it began. Under
+    # those of the moment a long run would excuse itself.
     repeated = observed & seen_before & (value == state.last_seen_value)
     equal_run = jnp.where(observed, jnp.where(repeated, state.equal_run + 1, 1), state.equal_run)
     min_steps = config.frozen_signal_min_steps
     run = equal_run.astype(dtype)
     start = min_steps.astype(dtype)
-    long_rate = jnp.maximum(state.long_repeat_rate, state.repeat_rate)
-    log_chance = jnp.minimum(run, start) * jnp.log(state.repeat_rate) + jnp.maximum(run - start, 0.0) * jnp.log(
-        long_rate
-    )
+    log_chance = jnp.minimum(run, start) * jnp.log(state.run_repeat_rate)
+    log_chance = log_chance + jnp.maximum(run - start, 0.0) * jnp.log(state.run_long_repeat_rate)
     freezes = repeated & (equal_run >= min_steps) & (log_chance < jnp.log(config.frozen_false_alarm_probability))
     moved_far = jnp.abs(value - state.last_seen_value) > jnp.sqrt(config.frozen_signal_recovery_ratio) * state.scale
     moved_steps = jnp.where(observed & state.frozen & ~repeated, state.moved_steps + 1, 0)
@@ -185,19 +223,21 @@ def inspect(
     frozen = jnp.where(observed, (state.frozen & ~thaws) | freezes, state.frozen)
     long_run = state.equal_run >= min_steps
     is_repeat = repeated.astype(dtype)
-    repeat_rate = jnp.where(
-        observed & seen_before & ~long_run & ~state.frozen,
-        state.repeat_rate + (is_repeat - state.repeat_rate) / _REPETITION_MEMORY,
-        state.repeat_rate,
-    )
+    # Frozen runs teach the second rate too: a feed that repeats itself for long stretches is no broken sensor.
+    teaches, teaches_long = observed & seen_before & ~long_run & ~state.frozen, observed & seen_before & long_run
+    rate = ewma_rate(state.num_repeat_chances + _PRIOR_TICKS, jnp.asarray(_REPETITION_MEMORY, dtype))
+    long_run_rate = ewma_rate(state.num_long_chances + _PRIOR_TICKS, jnp.asarray(_LONG_REPETITION_MEMORY, dtype))
+    repeat_rate = jnp.where(teaches, state.repeat_rate + rate * (is_repeat - state.repeat_rate), state.repeat_rate)
     long_repeat_rate = jnp.where(
-        # Frozen runs teach it too: a feed that repeats itself for long stretches is no broken sensor.
-        observed & seen_before & long_run,
-        state.long_repeat_rate + (is_repeat - state.long_repeat_rate) / 100.0,
+        teaches_long,
+        state.long_repeat_rate + long_run_rate * (is_repeat - state.long_repeat_rate),
         state.long_repeat_rate,
     )
     repeat_rate = jnp.clip(repeat_rate, 1e-3, 0.999)
     long_repeat_rate = jnp.clip(long_repeat_rate, 1e-2, 0.999)
+    run_begins = observed & ~repeated
+    run_repeat_rate = _upper_bound(repeat_rate, rate)
+    run_long_repeat_rate = jnp.maximum(_upper_bound(long_repeat_rate, long_run_rate), run_repeat_rate)
 
     # Outliers, measured from the standing forecast and widened by the square root of the time since the last good tick.
     missed = state.missed_periods + jnp.where(timely, periods - 1, 0)
@@ -207,7 +247,7 @@ def inspect(
     widening = jnp.sqrt(1.0 + jnp.minimum(missed, 100).astype(dtype))
     spread, tail = state.scale * widening, state.tail * widening
     hard = known & (
-        distance > jnp.maximum(config.sigma_bound * config.sigma_val * spread, 2.0 * state.extreme * widening)
+        distance > jnp.maximum(config.sigma_bound * config.sigma_val * spread, _UNHEARD_OF * state.extreme * widening)
     )
     soft = known & (distance > jnp.maximum(_SUSPECT_SIGMAS * config.sigma_val * spread, _SUSPECT_TAILS * tail)) & ~hard
     returning = state.jump_pending & (jnp.abs(value - state.before_jump) < jnp.abs(value - state.candidate_value))
@@ -229,6 +269,9 @@ def inspect(
     reverted = jnp.where(settled & returning, 0.9 * state.jumps_reverted + 1.0, state.jumps_reverted)
     jumped = observed & (hard | soft) & ~returning & ~rebased & ~settled
     accepted = observed & ~frozen & ~refused_outlier
+    unheard = distance > jnp.maximum(
+        config.alarm_jump_sigmas * config.sigma_val * spread, _UNHEARD_OF * state.extreme * widening
+    )
 
     increment = jnp.abs(value - state.last_seen_value)
     scale_learns = accepted & seen_before & (increment > 0) & ~rebased & (state.num_consecutive_outliers == 0)
@@ -260,6 +303,9 @@ def inspect(
     ).astype(jnp.int32)
     new_state = GateState(
         last_seen_ns=jnp.where(timely, tick.timestamp_ns, state.last_seen_ns),
+        before_leap_ns=before_leap_ns,
+        returned_ns=returned_ns,
+        leap_returns=jnp.where(timely, 0, leap_returns).astype(jnp.int32),
         num_seen=state.num_seen + timely.astype(jnp.int32),
         num_accepted=state.num_accepted + accepted.astype(jnp.int32),
         cadence_ns=cadence,
@@ -268,6 +314,10 @@ def inspect(
         equal_run=equal_run,
         repeat_rate=repeat_rate,
         long_repeat_rate=long_repeat_rate,
+        num_repeat_chances=state.num_repeat_chances + teaches.astype(jnp.int32),
+        num_long_chances=state.num_long_chances + teaches_long.astype(jnp.int32),
+        run_repeat_rate=jnp.where(run_begins, run_repeat_rate, state.run_repeat_rate),
+        run_long_repeat_rate=jnp.where(run_begins, run_long_repeat_rate, state.run_long_repeat_rate),
         frozen=frozen,
         moved_steps=moved_steps,
         num_consecutive_outliers=jnp.where(
@@ -292,6 +342,7 @@ def inspect(
         accepted=accepted,
         reasons=reasons,
         rebased=rebased,
+        jumped=accepted & (rebased | (known & unheard)),
         missed_before=jnp.where(accepted, missed, state.missed_periods),
         # A duplicate or a straggler says nothing about the health of the signal.
         degrading=(reasons & int(_DEGRADING_REASONS)) != 0,

@@ -19,7 +19,7 @@ from ._parameters import PredictorConfig
 from ._regularity import estimate_regularity
 from ._results import FusionResult, KernelOutput, OrchestrationResult, PredictionResult, ProcessState
 from ._state import InternalState, ModelState
-from ._types import NUM_KERNELS, Flag, KernelType, OperatingMode, ResultCode, Scalar, Weights
+from ._types import NUM_KERNELS, Flag, OperatingMode, ResultCode, Scalar
 
 _SLOW_ERROR_MEMORY = 500.0
 _INDEX = _calibration.INDEX_OF
@@ -86,7 +86,7 @@ def _accept(
     innovation = jnp.where(reference.ready & usual, deviation / jnp.maximum(reference.sd, 1e-6 * scale_before), 0.0)
     innovation = jnp.clip(innovation, -1e3, 1e3)
     # While a reference is being fitted, a jump must stand out from the last one's spread and from the present one's.
-    jump = error / jnp.maximum(jnp.maximum(model.change_point.previous_sd, error_scale), 1e-30)
+    jump = error / _change_point.jump_scale(model.change_point, error_scale, config)
     warmed = model.sequence >= config.warmup_signal_length
     change_point, alarm = _change_point.update_cusum_statistics(
         model.change_point, innovation, jnp.clip(jump, -1e3, 1e3), decision.rebased & warmed, config
@@ -106,8 +106,9 @@ def _accept(
     slow_size = jnp.where(learns_volatility, jnp.minimum(jnp.abs(error), config.innovation_clip * slow), jnp.abs(error))
     slow_error = jnp.where(usual, model.slow_error + slow_rate * (slow_size - model.slow_error), model.slow_error)
 
-    # Circuit breaker and adaptation.
-    emergency = model.breaker.emergency
+    # Circuit breaker, before anything is weighed, and adaptation.
+    breaker = _circuit_breaker.on_tick(model.breaker, alarm.raised, decision.jumped)
+    emergency = breaker.emergency
     entropy_window, learning_rate = _adaptive.compute_adaptive_jko_params(ema_variance, config)
 
     # Scores decide confidence: what each expert had said one tick ago against what came.
@@ -158,20 +159,20 @@ def _accept(
 
     # Weigh, with exactly the weights that are emitted.
     # The cost is between increments: at a high level, forecasts in float32 may not differ at all.
+    uniform = jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype)
+    kept = jnp.where(forget, uniform, model.resting_rho)
+    hold = emergency | forget | held | (change_point.grace_counter > 0) | first
     fusion = _fusion.fuse_kernel_outputs(
         tuple(dataclasses.replace(output, prediction=increments[k]) for k, output in enumerate(outputs)),
-        model.rho,
+        model.resting_rho,
         ema_variance,
         dataclasses.replace(config, learning_rate=learning_rate),
+        hold=hold,
+        held_weights=jnp.where(emergency, _circuit_breaker.emergency_weights(dtype), kept),
     )
-    in_grace = change_point.grace_counter > 0
-    uniform = jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype)
-    roughness_only = jax.nn.one_hot(int(KernelType.SIGNATURE), NUM_KERNELS, dtype=dtype)
-    frozen = held | in_grace | first
-    rho = jnp.where(forget, uniform, jnp.where(frozen, model.rho, fusion.updated_weights))
-    weights = jnp.where(emergency, roughness_only, rho)
-    forecast = value + jnp.sum(weights * increments) * scale
-    fusion = dataclasses.replace(fusion, updated_weights=weights, fused_prediction=forecast)
+    rho = fusion.updated_weights
+    forecast = value + fusion.fused_prediction * scale
+    fusion = dataclasses.replace(fusion, fused_prediction=forecast)
 
     calibrated = _calibration.update(model.calibration, error, scale_before, config)
     calibration = select_tree(usual, calibrated, model.calibration)
@@ -187,7 +188,7 @@ def _accept(
     code = code + jnp.where(broken[2], int(ResultCode.KERNEL_B_NON_FINITE), 0)
     code = code + jnp.where(broken[3], int(ResultCode.KERNEL_C_NON_FINITE), 0)
     code = code + jnp.where(broken[4], int(ResultCode.KERNEL_D_NON_FINITE), 0)
-    code = code + jnp.where(fusion.sinkhorn_converged, 0, int(ResultCode.SINKHORN_NOT_CONVERGED))
+    code = code + jnp.where(fusion.sinkhorn_converged | hold, 0, int(ResultCode.SINKHORN_NOT_CONVERGED))
     code = code + jnp.where(fusion.sinkhorn_log_domain, int(ResultCode.SINKHORN_LOG_DOMAIN), 0)
     code = code + jnp.where(forget, int(ResultCode.WEIGHTS_RESET), 0)
     code = code + jnp.where(warmed, 0, int(ResultCode.WARMING_UP))
@@ -198,10 +199,11 @@ def _accept(
         calibration=calibration,
         anchor=anchor,
         score=score,
-        breaker=_circuit_breaker.on_regime(model.breaker, forget),
+        breaker=breaker,
         regularity=model.regularity,
         kernels=(kernel_a, kernel_b, kernel_c, kernel_d),
         rho=rho,
+        resting_rho=jnp.where(emergency, kept, rho),
         ema_variance=ema_variance,
         slow_error=slow_error,
         mode_collapse_consecutive_steps=collapse_counter,
@@ -283,9 +285,6 @@ def advance(
         jnp.where(degraded, int(OperatingMode.ROBUST), int(OperatingMode.STANDARD)),
     )
     kernel_b, kernel_c = model.kernels[1], model.kernels[2]
-    weights: Weights = jnp.where(
-        emergency, jax.nn.one_hot(int(KernelType.SIGNATURE), NUM_KERNELS, dtype=dtype), model.rho
-    )
     refused = ~accepted
     prediction = PredictionResult(
         predicted_next=forecast,
@@ -297,7 +296,7 @@ def advance(
         quantiles=quantiles,
         kernel_predictions=model.last_value + model.kernel_increments * model.forecast_scale,
         kernel_confidences=_anchor.confidences(model.score, config),
-        weights=weights,
+        weights=model.rho,
         innovation=jnp.where(refused, 0.0, step.innovation),
         forecast_error=jnp.where(refused, 0.0, step.forecast_error),
         holder_exponent=model.regularity.holder_exponent,
@@ -358,7 +357,7 @@ def refresh(state: InternalState, config: PredictorConfig) -> InternalState:
         regularity.holder_exponent, config.validation_holder_exponent_min, config.validation_holder_exponent_max
     )
     regularity = dataclasses.replace(regularity, holder_exponent=exponent)
-    breaker = _circuit_breaker.update(model.breaker, regularity, config)
+    breaker = _circuit_breaker.update(model.breaker, regularity, model.history.length, config)
     context = RefreshContext(
         history=relative,
         length=model.history.length,

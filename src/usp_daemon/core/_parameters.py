@@ -56,12 +56,12 @@ class PredictorConfig(eqx.Module):
     jko_window_min: Any = 10
     jko_window_max: Any = 500
     jko_rate_safety: Any = 0.8
-    fusion_method: str = structural("jko")
+    fusion_method: str = structural("jko_proximal")
     # change detection
     holder_threshold: Any = 0.4
     holder_hysteresis: Any = 0.05
     huber_delta: Any = 1.0
-    jump_exponent_threshold: Any = 0.1
+    jump_exponent_threshold: Any = 0.25
     cusum_h: Any = 13.197  # resolved from "auto" and alarm_mean_ticks_between_false before it gets here
     cusum_k: Any = 0.5
     grace_period_steps: Any = 20

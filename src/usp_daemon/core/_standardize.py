@@ -9,6 +9,8 @@ from ._parameters import HISTORY_CAPACITY, PredictorConfig
 from ._types import Count, Flag, Scalar
 
 _LEVEL_BOUND = 6.0
+# A spread of the level beyond so many scales says no more: a first value far from a scale that is still rounding.
+_UNIT_BOUND = 1e6
 
 
 class ScaleState(eqx.Module):
@@ -68,7 +70,9 @@ def update_scale(
     moved = state.increment_scale + rate * (SD_FROM_MEAN_ABSOLUTE * clipped - state.increment_scale)
     level_rate = ewma_rate(state.num_levels, config.scale_memory_ticks)
     bound = _LEVEL_BOUND * jnp.sqrt(state.level_variance)
-    deviation = value - state.level_mean
+    # Its square must stay finite, since an infinite variance would never come down again.
+    largest = 0.25 * float(jnp.finfo(value.dtype).max) ** 0.5
+    deviation = jnp.clip(value - state.level_mean, -largest, largest)
     deviation = jnp.where(state.num_levels < 20, deviation, jnp.clip(deviation, -bound, bound))
     return ScaleState(
         increment_scale=jnp.where(teaches, moved, state.increment_scale),
@@ -80,9 +84,12 @@ def update_scale(
 
 
 def standardized_level(state: ScaleState, value: Scalar, scale: Scalar) -> tuple[Scalar, Scalar]:
-    """``value`` on the level's slow location and spread, clipped to +-6, and that spread in units of ``scale``."""
+    """``value`` on the level's slow location and spread, clipped to +-6, and that spread in units of ``scale``, at
+    most 1e6.
+    """
     spread = jnp.maximum(jnp.sqrt(state.level_variance), scale)
-    return jnp.clip((value - state.level_mean) / spread, -_LEVEL_BOUND, _LEVEL_BOUND), spread / scale
+    level = jnp.clip((value - state.level_mean) / spread, -_LEVEL_BOUND, _LEVEL_BOUND)
+    return level, jnp.minimum(spread / scale, _UNIT_BOUND)
 
 
 def push(state: HistoryState, value: Scalar, missed: Count, shift: Scalar) -> HistoryState:

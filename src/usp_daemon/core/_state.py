@@ -39,7 +39,8 @@ class ModelState(eqx.Module):
     breaker: BreakerState
     regularity: RegularityResult
     kernels: tuple[rkhs.RkhsState, deep_galerkin.DeepGalerkinState, levy_sde.LevyState, signature.SignatureState]
-    rho: Weights
+    rho: Weights  # behind the stored forecast
+    resting_rho: Weights  # the same but for an emergency, which ends with these
     ema_variance: Scalar
     slow_error: Scalar
     mode_collapse_consecutive_steps: Count
@@ -122,6 +123,7 @@ def initialize_state(config: PredictorConfig, dtype: Any = None, seed: int = 0) 
             signature.init(config, dtype),
         ),
         rho=jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype),
+        resting_rho=jnp.full((NUM_KERNELS,), 1.0 / NUM_KERNELS, dtype),
         ema_variance=jnp.asarray(1.0, dtype),
         slow_error=zero,
         mode_collapse_consecutive_steps=none,

@@ -6,6 +6,7 @@ answer is lost although the broker has acted. :meth:`MemoryTransport.freeze` sto
 
 import abc
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ class MemoryTransport(AbstractTransport):
         self._running = asyncio.Event()
         self._running.set()
         self._consumer: _MemoryConsumer | None = None
+        self._writers: list[_MemoryWriter] = []
 
     @property
     def is_transactional(self) -> bool:
@@ -113,12 +115,27 @@ class MemoryTransport(AbstractTransport):
 
     def writer(self, partition: TopicPartition) -> AbstractPartitionWriter:
         """A writer for one partition, not yet opened."""
-        return (_TransactionalWriter if self._is_transactional else _DirectWriter)(self, partition)
+        writer = (_TransactionalWriter if self._is_transactional else _DirectWriter)(self, partition)
+        self._writers.append(writer)
+        return writer
 
     async def close(self) -> None:
         """Give everything back; harmless when repeated."""
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            await writer.close()
         if self._consumer is not None:
             await self._consumer.close()
+
+    async def kill(self) -> None:
+        """End as SIGKILL does: nothing is committed, nobody is told, and what is under way never goes on."""
+        self.freeze()
+        for writer in self._writers:
+            await writer.abandon()
+        self._writers.clear()
+        if self._consumer is not None:
+            await self._consumer.abandon()
+            self._consumer = None
 
     def freeze(self) -> None:
         """Let nothing of this member happen until :meth:`thaw`; it goes on where it stood, knowing nothing."""
@@ -171,7 +188,7 @@ class _MemoryConsumer(AbstractGroupConsumer):
         self._start("")
 
     async def close(self) -> None:
-        """Leave the group; a static member keeps its place until its session ends."""
+        """Leave the group, without a word to the listener; a static member keeps its place until its session ends."""
         await self._stop()
         if self.membership is not None and not self._instance_id:
             self._broker.leave(self._transport.kafka.group, self.membership.member_id)
@@ -189,6 +206,12 @@ class _MemoryConsumer(AbstractGroupConsumer):
             self._broker.leave(self._transport.kafka.group, self.membership.member_id)
             self.membership = None
         self._start("")
+
+    async def abandon(self) -> None:
+        """Stop without a word to the broker."""
+        await self._stop()
+        self.membership = None
+        self._positions.clear()
 
     def _start(self, member_id: str) -> None:
         self._error = None
@@ -218,7 +241,13 @@ class _MemoryConsumer(AbstractGroupConsumer):
         kafka = self._transport.kafka
         held = tuple(self._positions)
         if held:
-            await self._listener.on_revoked(held)
+            # As aiokafka does it, the member's heartbeats go on in a revocation, though not in an assignment.
+            beating = asyncio.create_task(self._beat(), name="memory group heartbeats")
+            try:
+                await self._listener.on_revoked(held)
+            finally:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
         # Only now: until the listener has returned, results of what is held may still be published.
         self._positions.clear()
         self._paused.clear()
@@ -234,6 +263,11 @@ class _MemoryConsumer(AbstractGroupConsumer):
         self._positions = dict.fromkeys(self.membership.partitions)
         self._turns = deque(self.membership.partitions)
         await self._listener.on_assigned(self.membership.partitions)
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(UnknownMemberError):
+                await self._stay()
 
     async def _stay(self) -> str:
         """Heartbeats, until the group rebalances; returns the name to join again with."""
@@ -358,6 +392,9 @@ class _MemoryWriter(AbstractPartitionWriter):
         """The offset that this writer committed last."""
         return self._committed
 
+    async def abandon(self) -> None:
+        """Stop without a word to the broker."""
+
     def _records(self, batch: OutputBatch) -> list[tuple[TopicPartition, list[MemoryRecord]]]:
         return [
             (
@@ -435,12 +472,16 @@ class _DirectWriter(_MemoryWriter):
         await self._transport.reach("open", self._partition)
         self._pending = self._error = None
 
-    async def close(self) -> None:
-        """Commit what is pending."""
+    async def abandon(self) -> None:
+        """Stop without a word to the broker."""
         if self._committing is not None:
             self._committing.cancel()
             await asyncio.gather(self._committing, return_exceptions=True)
             self._committing = None
+
+    async def close(self) -> None:
+        """Commit what is pending."""
+        await self.abandon()
         if self._error is None:
             await self._commit()
 

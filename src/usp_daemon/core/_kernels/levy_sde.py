@@ -138,13 +138,42 @@ class LinearlyImplicitEuler(diffrax.AbstractSolver):
         jacobian, _ = args
         step = t1 - t0
         operator = lx.DiagonalLinearOperator(1.0 - step * jacobian)
-        change = lx.linear_solve(operator, step * terms.vf(t0, y0, args), solver=lx.Diagonal()).value
+        # Not throwing: an error would be a call back to the host out of the device's program.
+        change = lx.linear_solve(operator, step * terms.vf(t0, y0, args), solver=lx.Diagonal(), throw=False).value
         y1 = y0 + change
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
     def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
         """The vector field."""
         return terms.vf(t0, y0, args)
+
+
+class _UnitSteps(diffrax.AbstractStepSizeController[None, Any]):
+    """Steps of length 1.
+
+    ``diffrax.ConstantStepSize`` with ``dt0=1`` does the same, but a ``dt0`` is checked against the direction of time by
+    a call back to the host, and a program with one can neither be kept on disk nor sent to another process.
+    """
+
+    def wrap(self, direction: Any) -> "_UnitSteps":
+        """The same forwards and backwards."""
+        del direction
+        return self
+
+    def init(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: None, args: Any, func: Any, error_order: Any
+    ) -> tuple[Any, None]:
+        """The end of the first step."""
+        del terms, t1, y0, dt0, args, func, error_order
+        return t0 + 1.0, None
+
+    def adapt_step_size(
+        self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any, y_error: Any, error_order: Any,
+        controller_state: None,
+    ) -> tuple[bool, Any, Any, bool, None, diffrax.RESULTS]:  # fmt: skip
+        """Every step is kept."""
+        del t0, y0, y1_candidate, args, y_error, error_order, controller_state
+        return True, t1, t1 + 1.0, False, None, diffrax.RESULTS.successful
 
 
 def _field(t: Any, y: Float[Array, " n"], args: tuple[Float[Array, " n"], Float[Array, " n"]]) -> Float[Array, " n"]:
@@ -166,10 +195,11 @@ def unit_response(
         solver,
         t0=jnp.zeros_like(horizon),
         t1=num_steps,
-        dt0=jnp.ones_like(horizon),
+        dt0=None,
         y0=jnp.zeros_like(rates),
         args=(step * rates, jnp.broadcast_to(step, rates.shape)),
         saveat=diffrax.SaveAt(t1=True),
+        stepsize_controller=_UnitSteps(),
         max_steps=_MAX_STEPS,
         throw=False,
     )

@@ -97,9 +97,10 @@ def _features(
     state: RkhsState, observation: KernelObservation, history: HistoryState, config: PredictorConfig
 ) -> tuple[Float[Array, " features"], Float[Array, " random"]]:
     num_lags = config.kernel_a_lags
-    past = lagged(history, lags_needed(state, config)) / observation.scale
+    past = lagged(history, lags_needed(state, config))
     recent, seasonal = past[: num_lags + 1], past[num_lags + 1 :]
-    increments = jnp.clip(recent[:-1] - recent[1:], -_INPUT_BOUND, _INPUT_BOUND)
+    # Differences first: in single precision a value over a scale far below it may be infinite.
+    increments = jnp.clip((recent[:-1] - recent[1:]) / observation.scale, -_INPUT_BOUND, _INPUT_BOUND)
     now = recent[0]
     found = (state.season_length > 0) & (history.length > 2 * state.season_length)
     differences = jnp.stack(
@@ -112,11 +113,12 @@ def _features(
             seasonal[4] - now,
         ]
     )
+    differences = differences / observation.scale
     differences = jnp.where(found, jnp.clip(differences, -2.0 * _INPUT_BOUND, 2.0 * _INPUT_BOUND), 0.0)
     one = jnp.ones((1,), now.dtype)
     linear = jnp.concatenate([one, increments, observation.level[None], differences])
     delays = jnp.asarray(_delays(config), jnp.int32)
-    embedding = observation.level + (recent[delays] - now) / observation.level_unit
+    embedding = observation.level + (recent[delays] - now) / observation.scale / observation.level_unit
     embedding = jnp.clip(embedding, -_INPUT_BOUND, _INPUT_BOUND)
     frequencies, phases = _random_projection(config)
     projected = jnp.sum(embedding[:, None] * jnp.asarray(frequencies, now.dtype), axis=0) / config.kernel_a_bandwidth

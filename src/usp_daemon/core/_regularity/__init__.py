@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from .._parameters import WTMM_CAPACITY, PredictorConfig
 from .._types import Count, Scalar
 from . import holder, wtmm
+from .wtmm import JUMP_STRENGTH
 
 EXPONENT_FLOOR = -0.5  # maxima lines may leave [0, 1] on short buffers; further out is noise
 EXPONENT_CEILING = 1.5
@@ -96,4 +97,4 @@ def estimate_regularity(history: Float[Array, " history"], length: Count, config
     )
 
 
-__all__ = ["RegularityResult", "estimate_regularity"]
+__all__ = ["JUMP_STRENGTH", "RegularityResult", "estimate_regularity"]

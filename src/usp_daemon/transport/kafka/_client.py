@@ -1,5 +1,6 @@
 """What every Kafka client here is given: addresses, TLS and credentials. Secrets are read once and shown nowhere."""
 
+import asyncio
 import importlib
 import inspect
 import logging
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka.abc import AbstractTokenProvider
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from usp_daemon.config import Kafka
 from usp_daemon.wire import TransportError
 
-# Between attempts. Shorter than aiokafka's default: a transaction that follows another at once is told to wait until
-# the markers of the first are written, and then waits for this long.
-RETRY_BACKOFF_MS = 20
+from ._watch import abort
+
+# Between attempts; each of them writes lines to the log, so not too often.
+RETRY_BACKOFF_MS = 250
 
 
 class UnreachableError(TransportError):
@@ -154,16 +156,13 @@ async def check_reachable(options: dict[str, Any]) -> None:
         host, separator, port = server.rpartition(":")
         if not separator or not port.isdecimal():
             raise TransportError(f"kafka.bootstrap_servers: {server!r} is not host:port")
+        connection = AIOKafkaConnection(
+            host.strip("[]"),
+            int(port),
+            **{name: value for name, value in options.items() if name not in ("bootstrap_servers", "retry_backoff_ms")},
+        )
         try:
-            connection = await create_conn(
-                host.strip("[]"),
-                int(port),
-                **{
-                    name: value
-                    for name, value in options.items()
-                    if name not in ("bootstrap_servers", "retry_backoff_ms")
-                },
-            )
+            await connection.connect()
         except ssl.SSLCertVerificationError as error:
             may_pass = False
             reasons.append(
@@ -180,10 +179,11 @@ async def check_reachable(options: dict[str, Any]) -> None:
             may_pass = may_pass and not _is_refusal(error)
             reasons.append(f"{server}: {_refusal(error, options)}")
         else:
-            closed = connection.close()
-            if closed is not None:
-                await closed
             return
+        finally:
+            # Also what aiokafka has begun to close itself: over TLS that waits for the other side.
+            if (closed := abort(connection)) is not None:
+                await asyncio.wait([closed], timeout=1.0)
     raise UnreachableError("no Kafka broker could be reached: " + "; ".join(reasons), may_pass)
 
 

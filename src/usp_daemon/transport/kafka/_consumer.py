@@ -14,11 +14,12 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from usp_daemon.config import Kafka
 from usp_daemon.wire import (
+    NO_TIMESTAMP,
     AbstractGroupConsumer,
     AssignmentListener,
     FencedError,
@@ -38,9 +39,16 @@ from ._watch import ClientWatch
 
 _log = logging.getLogger(__name__)
 
-NO_TIMESTAMP_MS = -1
+# A producer may give a record any time; beyond this one its nanoseconds are no 64-bit number.
+MAX_TIMESTAMP_MS = (2**63 - 1) // 1_000_000
 # Beyond the service's own timeout: what a poll may be held up by a rebalance, which aiokafka would wait out.
 GRACE_S = 0.05
+MEND_PAUSE_S = 1.0
+MEMBERSHIP_ERRORS = (
+    kafka_errors.UnknownMemberIdError,
+    kafka_errors.IllegalGenerationError,
+    kafka_errors.RebalanceInProgressError,
+)
 
 
 class KafkaGroupConsumer(AbstractGroupConsumer):
@@ -60,6 +68,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         self._begun: set[TopicPartition] = set()  # where the service has said where to begin
         self._paused: set[TopicPartition] = set()
         self._listener_error: BaseException | None = None
+        self._is_wanted = False
         self.before_revocation_ends_fn: Any = None  # awaited with the partitions, after the service's listener
 
     # -- life
@@ -68,14 +77,22 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         """Connect and begin to join; the listener is told when the group has divided its partitions."""
         if self._consumer is None:
             await self._start()
+        self._is_wanted = True
 
     async def close(self) -> None:
-        """Leave the group. A static member keeps its partitions until its session ends, so that it may come back."""
+        """Leave the group, without a word to the listener.
+
+        A static member keeps its partitions until its session ends, so that it may come back.
+        """
+        self._is_wanted = False
         await self._stop()
         self._held.clear()
 
     async def rejoin(self) -> None:
-        """Give every partition up, leave the group and join it anew."""
+        """Give every partition up, leave the group and join it anew.
+
+        Raises :class:`OutcomeUnknownError` when no broker answers; the next :meth:`poll` then tries again.
+        """
         if self._rebalances is not None:
             self._rebalances.active = False
         held = set(self._held)
@@ -165,12 +182,11 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         if self._listener_error is not None:
             error, self._listener_error = self._listener_error, None
             raise error
-        consumer = self._consumer
-        if consumer is None:
+        if not self._is_wanted:
             raise TransportError("the consumer is not open")
-        if _is_dead(consumer):
-            _log.warning("kafka_consumer_restarted")
-            await self.rejoin()
+        consumer = self._consumer
+        if consumer is None or _is_dead(consumer):
+            await self._mend(timeout_s)
             return []
         try:
             async with asyncio.timeout(timeout_s + GRACE_S):
@@ -189,6 +205,15 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             for partition, records in found.items()
             if records and TopicPartition(*partition) in self._begun
         ]
+
+    async def _mend(self, timeout_s: float) -> None:
+        """Begin anew after a background task has died, or after a start that failed."""
+        _log.warning("kafka_consumer_restarted")
+        try:
+            await self.rejoin()
+        except OutcomeUnknownError as error:
+            _log.warning("kafka_consumer_not_restarted: %s", error)
+            await asyncio.sleep(min(timeout_s, MEND_PAUSE_S))
 
     def _out_of_range(self, error: kafka_errors.OffsetOutOfRangeError) -> None:
         for kafka_partition, position in error.args[0].items():
@@ -313,13 +338,19 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
 
         Raises :class:`FencedError` when the group has given the partition to somebody else.
         """
-        consumer = self._consumer
+        consumer = self._assigned(partition)
         if consumer is None:
-            raise FencedError(f"this replica is no member of the group any more and cannot commit {partition}")
+            raise FencedError(f"{partition} is not this replica's any more, and its offset cannot be committed")
+        coordinator: Any = consumer._coordinator
+        assignment: Any = consumer._subscription.subscription.assignment
+        offsets = {KafkaPartition(*partition): OffsetAndMetadata(offset, "")}
         try:
+            # One attempt, and no more of it after the deadline: aiokafka's commit() leaves a shielded task behind.
             async with asyncio.timeout(self._kafka.request_timeout_ms / 1e3):
-                await consumer.commit({KafkaPartition(*partition): offset})
-        except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
+                await coordinator.ensure_coordinator_known()
+                async with coordinator._commit_lock:
+                    await coordinator._do_commit_offsets(assignment, offsets)
+        except MEMBERSHIP_ERRORS as error:
             raise FencedError(f"the group takes no commit of {partition} from this replica: {error}") from error
         except (TimeoutError, kafka_errors.KafkaError) as error:
             raise permanent(error, self._kafka) or OutcomeUnknownError(
@@ -375,7 +406,7 @@ def _raw_batch(partition: KafkaPartition, records: Sequence[ConsumerRecord]) -> 
         # a header's value may be missing
         headers=[[(name, value or b"") for name, value in record.headers] for record in records],
         record_timestamps_ns=[
-            record.timestamp * 1_000_000 if record.timestamp > NO_TIMESTAMP_MS else NO_TIMESTAMP_MS
+            record.timestamp * 1_000_000 if 0 <= record.timestamp <= MAX_TIMESTAMP_MS else NO_TIMESTAMP
             for record in records
         ],
     )

@@ -22,12 +22,17 @@ from ._errors import REFUSED_ERRORS
 from ._shutdown import stop_within
 from ._watch import ClientWatch
 
+# A transaction that follows another at once is told to wait until the first one's markers are written. That takes
+# milliseconds, and aiokafka then waits for as long as this.
+RETRY_BACKOFF_MS = 20
+
 
 class PartitionProducer:
     """An aiokafka producer with its watch. ``transactional_id`` None is an idempotent producer without transactions."""
 
     def __init__(self, kafka: Kafka, options: dict[str, Any], transactional_id: str | None) -> None:
         self._kafka = kafka
+        options = {**options, "retry_backoff_ms": RETRY_BACKOFF_MS}
         self.client = AIOKafkaProducer(
             **options,
             acks="all",

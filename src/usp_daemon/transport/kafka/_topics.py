@@ -1,5 +1,6 @@
 """The topics at start: there, with enough partitions, kept long enough, and not compacted."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ POLICY_VIOLATION = 44
 TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 29, 31
 UNKNOWN_TOPIC = 3
 DEFAULT_REPLICATION = -1
+LEADER_PAUSE_S = 0.05
 
 
 async def prepare_topics(admin: AIOKafkaAdminClient, kafka: Kafka, *, min_retention_s: float) -> list[str]:
@@ -33,7 +35,7 @@ async def prepare_topics(admin: AIOKafkaAdminClient, kafka: Kafka, *, min_retent
     if missing:
         num_partitions = counts.get(kafka.input_topic, kafka.num_partitions)
         await _create(admin, missing, num_partitions, kafka.replication_factor)
-        counts |= dict.fromkeys(missing, num_partitions)
+        counts |= await _usable_counts(admin, missing)
     _check_counts(counts, kafka, outputs)
     return await _check_input(admin, kafka, min_retention_s)
 
@@ -73,6 +75,22 @@ async def _create(
             f"topic {name!r} with {num_partitions} partitions and {replication_factor} replicas could not be created: "
             f"{reason}; see kafka.num_partitions and kafka.replication_factor"
         )
+
+
+async def _usable_counts(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
+    """Partitions of topics that were just created, by us or by another replica, once all of them can be used.
+
+    Without limit, like all here: the caller has a deadline.
+    """
+    while True:
+        described = await admin.describe_topics(list(topics))
+        if all(
+            topic["error_code"] == 0
+            and all(partition["error_code"] == 0 and partition["leader"] >= 0 for partition in topic["partitions"])
+            for topic in described
+        ):
+            return {topic["topic"]: len(topic["partitions"]) for topic in described}
+        await asyncio.sleep(LEADER_PAUSE_S)
 
 
 def _check_counts(counts: dict[str, int], kafka: Kafka, outputs: Sequence[str]) -> None:

@@ -133,7 +133,7 @@ class KafkaTransport(AbstractTransport):
                 commit_interval_s=self._commit_interval_s,
                 close_timeout_s=self._close_timeout_s,
             )
-        self._writers = [known for known in self._writers if known.is_open]
+        self._writers = [known for known in self._writers if not known.is_retired]
         self._writers.append(writer)
         return writer
 

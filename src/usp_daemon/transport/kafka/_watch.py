@@ -7,9 +7,11 @@ said "fenced" in a code that aiokafka does not know.
 
 import asyncio
 import collections
+import weakref
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from ._errors import FENCED_CODES
@@ -22,6 +24,8 @@ class ClientWatch:
         self._client = client
         self._send = client.send
         self._closed = False
+        # aiokafka forgets a connection that it has begun to close, which may never end while the other side is silent.
+        self._seen: weakref.WeakSet[AIOKafkaConnection] = weakref.WeakSet()
         self.failure: asyncio.Future[KafkaError] = asyncio.get_running_loop().create_future()
         self.fenced = False
         self.codes: collections.Counter[int] = collections.Counter()
@@ -36,6 +40,8 @@ class ClientWatch:
             if not self.failure.done():
                 self.failure.set_result(error)
             raise
+        finally:
+            self._seen.update(self._client._conns.values())
         codes = _error_codes(response)
         self.codes.update(codes)
         if not FENCED_CODES.isdisjoint(codes):
@@ -50,13 +56,20 @@ class ClientWatch:
     async def shut(self) -> None:
         """Close every connection now and let nothing new through."""
         self._closed = True
-        connections = list(self._client._conns.values())
-        transports = [connection._writer.transport for connection in connections if connection._writer is not None]
-        closed = [future for connection in connections if (future := connection.close()) is not None]
-        for transport in transports:
-            transport.abort()
+        self._seen.update(self._client._conns.values())
+        closed = [future for connection in list(self._seen) if (future := abort(connection)) is not None]
         if closed:
             await asyncio.wait(closed, timeout=1.0)
+
+
+def abort(connection: AIOKafkaConnection) -> "asyncio.Future[None] | None":
+    """Close without waiting for the other side; returns what is done when that is, or None where nothing was open."""
+    closed = connection.close()
+    transport = getattr(connection._protocol, "_transport", None)
+    if transport is None:
+        return None
+    transport.abort()
+    return closed
 
 
 def _error_codes(response: Any) -> list[int]:

@@ -61,6 +61,7 @@ class KafkaWriter(AbstractPartitionWriter):
         self._deadline_s = kafka.request_timeout_ms / 1e3
         self._producer: PartitionProducer | None = None
         self._committed: int | None = None
+        self._is_retired = False
 
     @property
     def committed(self) -> int | None:
@@ -73,9 +74,9 @@ class KafkaWriter(AbstractPartitionWriter):
         return self._partition
 
     @property
-    def is_open(self) -> bool:
-        """Whether there is anything to close."""
-        return self._producer is not None
+    def is_retired(self) -> bool:
+        """Whether it was closed, and not opened again since."""
+        return self._is_retired
 
     async def open(self) -> None:
         """Take the partition over: earlier owners are fenced, and what they left open is aborted or completed.
@@ -83,6 +84,7 @@ class KafkaWriter(AbstractPartitionWriter):
         Raises :class:`OutcomeUnknownError` when the broker does not answer in time, so that it may be tried again.
         """
         await self._discard()
+        self._is_retired = False
         try:
             producer = PartitionProducer(self._kafka, self._options, self._transactional_id)
         except RuntimeError as error:  # no library for the compression
@@ -102,6 +104,7 @@ class KafkaWriter(AbstractPartitionWriter):
     async def close(self) -> None:
         """Stop the producer, within a time even when the broker is away."""
         await self._discard(self._close_timeout_s)
+        self._is_retired = True
 
     async def _discard(self, timeout_s: float = 0.0) -> None:
         producer, self._producer = self._producer, None
@@ -135,7 +138,7 @@ class KafkaWriter(AbstractPartitionWriter):
         error = cause_of(error)
         if isinstance(error, TransportError):
             return error
-        if producer.watch.fenced or isinstance(error, FENCED_ERRORS):
+        if self._transactional_id is not None and (producer.watch.fenced or isinstance(error, FENCED_ERRORS)):
             return FencedError(
                 f"somebody else has taken {self._partition} over, or its transaction lasted longer than "
                 f"kafka.transaction_timeout_ms = {self._kafka.transaction_timeout_ms}: {error!r}"
