@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import _recursive_ridge as ridge
+from .._numerics import cosine
 from .._parameters import HISTORY_CAPACITY, PredictorConfig
 from .._recursive_ridge import RidgeState
 from .._results import KernelOutput
@@ -120,7 +121,7 @@ def _features(
     frequencies, phases = _random_projection(config)
     projected = jnp.sum(embedding[:, None] * jnp.asarray(frequencies, now.dtype), axis=0) / config.kernel_a_bandwidth
     amplitude = float(np.sqrt(2.0 / config.kernel_a_features))
-    return linear, amplitude * jnp.cos(projected + jnp.asarray(phases, now.dtype))
+    return linear, amplitude * cosine(projected + jnp.asarray(phases, now.dtype))
 
 
 def update(
