@@ -223,7 +223,9 @@ def test_larger_tiers_are_evaluated_for_the_lanes_that_use_them():
     assert "f64[16,128]" in program and "f64[64,128]" not in program and "f64[4,16,128]" not in program
 
 
-@pytest.mark.parametrize("counts", [(64, 0, 0, 0, 0, 0), (0, 64, 0, 0, 0, 0), (15, 0, 17, 16, 0, 16), (1, 33, 1, 0, 28, 1)])
+@pytest.mark.parametrize(
+    "counts", [(64, 0, 0, 0, 0, 0), (0, 64, 0, 0, 0, 0), (15, 0, 17, 16, 0, 16), (1, 33, 1, 0, 28, 1)]
+)
 def test_blocks_of_every_filling_reach_their_lanes(counts):
     _, points = lanes(64)
     tiers = np.random.default_rng(6).permutation(np.repeat(np.arange(len(TIERS)), counts))

@@ -54,18 +54,17 @@ def where_needed(needed: Flag, function: Callable[..., Tree], otherwise: Tree, *
         return jax.lax.cond(needed, lambda at, _: function(*at), lambda _, kept: kept, operands, otherwise)
 
     @chosen.def_vmap
-    def _(axis_size: int, in_batched: Any, needed: Flag, otherwise: Tree, operands: Any) -> tuple[Tree, Any]:
+    def _(axis_size: int, in_batched: Any, needed: Array, otherwise: Any, operands: Any) -> tuple[Any, Any]:
         def spread(value: Array, is_batched: bool) -> Array:
             return value if is_batched else jnp.broadcast_to(value[None], (axis_size, *value.shape))
 
         needed, otherwise = jax.tree.map(spread, (needed, otherwise), tuple(in_batched[:2]))
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[2])
 
-        def found(at: Any, kept: Tree) -> Tree:
-            found = jax.vmap(function, in_axes=tuple(axes))(*at)
-            return jax.vmap(select_tree)(needed, found, kept)
+        def whole(at: Any, kept: Any) -> Any:
+            return jax.vmap(select_tree)(needed, jax.vmap(function, in_axes=tuple(axes))(*at), kept)
 
-        result = jax.lax.cond(jnp.any(needed), found, lambda _, kept: kept, operands, otherwise)
+        result = jax.lax.cond(jnp.any(needed), whole, lambda _, kept: kept, operands, otherwise)
         return result, jax.tree.map(lambda _: True, result)
 
     return chosen(needed, otherwise, operands)
