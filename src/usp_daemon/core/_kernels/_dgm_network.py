@@ -146,7 +146,7 @@ def load_weights(tier: int, dtype_name: str) -> NetworkWeights:
 Point = Float[Array, " coordinates"]  # level, A, B, C, S, uncertainty of A
 Lanes = Float[Array, "lanes coordinates"]
 NUM_COORDINATES = 6
-_BLOCK = 16  # lanes; of a tile's multiple, so that a product's bits do not depend on a lane's row
+_BLOCK = 16  # lanes: the multiple at which a product's bits do not depend on the row
 
 
 def _problem(points: Lanes, shift: float = 0.0) -> Problem:
