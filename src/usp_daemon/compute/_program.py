@@ -31,12 +31,10 @@ from ._packing import Packing, plan_packing
 
 # Eigen's thread pool may split a product differently on a machine with more cores; the other one names the same hazard.
 # Library calls are worth their overhead for matrix products only: small reductions and what surrounds them fuse better.
-# Region analysis finds that the donated state can be written in place, and saves a copy of every large array.
 _COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
     "cpu": {
         "xla_cpu_multi_thread_eigen": False,
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
-        "xla_cpu_copy_insertion_use_region_analysis": True,
     },
     "gpu": {"xla_gpu_deterministic_ops": True},
 }
