@@ -11,8 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 import usp_daemon
 from usp_daemon.app import ExitCode, build_worker, give_back_freed_memory
 from usp_daemon.compute import StartReport, StateKey, Worker, predictor_config
@@ -41,6 +39,7 @@ from usp_daemon.telemetry import (
     ServiceMetrics,
     configure_logging,
     get_logger,
+    new_registry,
     route_library_logs,
     telemetry_routes,
 )
@@ -82,7 +81,7 @@ def instance_name(settings: Settings) -> str:
 
 
 async def _serve(settings: Settings, stop: StopRequest) -> ExitCode:
-    registry = CollectorRegistry()
+    registry = new_registry()
     metrics = ServiceMetrics(registry)
     health = Health(stall_timeout_s=settings.service.stall_timeout_s)
     crash_fn = crash_points(os.environ)
@@ -224,7 +223,7 @@ def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnaps
 
 
 @contextlib.asynccontextmanager
-async def _http(settings: Settings, registry: CollectorRegistry, health: Health) -> AsyncIterator[None]:
+async def _http(settings: Settings, registry: Any, health: Health) -> AsyncIterator[None]:
     if not settings.http.enabled:
         yield
         return

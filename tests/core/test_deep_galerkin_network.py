@@ -215,12 +215,25 @@ def test_a_lane_is_bit_equal_in_any_company_and_any_place(dtype):
         np.testing.assert_array_equal(np.asarray(batched(*mixed))[lane], together[lane])
 
 
-def test_tiers_that_no_lane_uses_are_behind_a_condition():
-    # Under vmap a plain switch becomes a select and every branch is paid for; here conditions survive.
+def test_larger_tiers_are_evaluated_for_the_lanes_that_use_them():
+    # Under vmap a plain switch becomes a select and every lane pays for every branch; here loops over blocks survive.
     tiers, points = lanes(64)
     program = str(jax.make_jaxpr(jax.vmap(jax.vmap(bracket)))(tiers.reshape(4, 16), points.reshape(4, 16, 6)))
-    assert program.count("cond[") >= len(TIERS)
-    assert "f64[64,128]" in program and "f64[4,16,128]" not in program
+    assert program.count("while[") == len(TIERS) - 1
+    assert "f64[16,128]" in program and "f64[64,128]" not in program and "f64[4,16,128]" not in program
+
+
+@pytest.mark.parametrize(
+    "counts", [(64, 0, 0, 0, 0, 0), (0, 64, 0, 0, 0, 0), (15, 0, 17, 16, 0, 16), (1, 33, 1, 0, 28, 1)]
+)
+def test_blocks_of_every_filling_reach_their_lanes(counts):
+    _, points = lanes(64)
+    tiers = np.random.default_rng(6).permutation(np.repeat(np.arange(len(TIERS)), counts))
+    found = np.asarray(batched(jnp.asarray(tiers, jnp.int32), points))
+    for tier in np.unique(tiers):
+        own = np.asarray(points)[tiers == tier]
+        expected = [increments(int(tier), *point[:5])[0] for point in own]
+        np.testing.assert_allclose(found[tiers == tier, 0], expected, atol=1e-12)
 
 
 def test_gradients_are_those_of_finite_differences_alone_and_in_a_batch():

@@ -121,3 +121,29 @@ def test_float32_stays_positive_definite_over_a_million_dead_constant_and_wild_t
     targets = (features @ truth).astype(np.float32)
     learnt = _fit(state, jnp.asarray(features), jnp.asarray(targets), jnp.ones(12_000, jnp.float32), forgetting, bound)
     np.testing.assert_allclose(learnt.coefficients, truth, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [3, 6, 24])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-3)])
+def test_one_update_is_forgetting_potter_s_step_bound_and_widening_in_turn(size: int, dtype, tolerance: float) -> None:
+    # Each on its own, on the covariance itself and in float64; the bound binds for some coefficients only.
+    generator = np.random.default_rng(size)
+    root = generator.standard_normal((size, size)).astype(dtype)
+    coefficients, features = generator.standard_normal((2, size)).astype(dtype)
+    forgetting, weight, bound, added = 0.98, 0.7, 1.1 * float(np.median(np.sum(root**2, axis=1))), 0.3
+    arguments = [jnp.asarray(value, dtype) for value in (1.7, forgetting, weight, bound, added)]
+    state = ridge.RidgeState(jnp.asarray(coefficients), jnp.asarray(root))
+    updated = ridge.update(state, jnp.asarray(features), *arguments)
+
+    wide = root.astype(np.float64)
+    covariance = wide @ wide.T / forgetting
+    gain = covariance @ features / (1.0 / weight + features @ covariance @ features)
+    covariance = covariance - np.outer(gain, features @ covariance)
+    variances = np.diag(covariance)
+    scale = np.sqrt(np.minimum(1.0, bound / variances) + added / variances)
+    assert 0 < np.sum(variances > bound) < size
+    expected = scale[:, None] * covariance * scale[None, :]
+    found = np.asarray(updated.root, np.float64)
+    np.testing.assert_allclose(found @ found.T, expected, atol=tolerance * np.max(np.abs(expected)))
+    expected = coefficients + gain * (1.7 - coefficients @ features)
+    np.testing.assert_allclose(updated.coefficients, expected, rtol=tolerance, atol=tolerance)

@@ -32,8 +32,12 @@ from ._packing import Packing, plan_packing
 from ._traced import TracedPrograms, sources_digest, traced
 
 # Eigen's thread pool may split a product differently on a machine with more cores; the other one names the same hazard.
+# Library calls are worth their overhead for matrix products only: small reductions and what surrounds them fuse better.
 _COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
-    "cpu": {"xla_cpu_multi_thread_eigen": False},
+    "cpu": {
+        "xla_cpu_multi_thread_eigen": False,
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+    },
     "gpu": {"xla_gpu_deterministic_ops": True},
 }
 

@@ -240,7 +240,7 @@ class Recovery:
         str,
         locked(
             "Input deleted by retention before it was replayed or read: fail stops; reset-state starts cold from the "
-            "oldest record there is; skip keeps the state and goes on from there.",
+            "first record that is there and not answered; skip keeps the state and goes on from there.",
             reader=_SERVICE,
             choices=("fail", "reset-state", "skip"),
         ),

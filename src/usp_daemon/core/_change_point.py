@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ._degraded import update_grace
-from ._numerics import SD_FROM_MEAN_ABSOLUTE, huber_weight, solve_spd
+from ._numerics import SD_FROM_MEAN_ABSOLUTE, huber_weight, solve_spd, where_needed
 from ._parameters import RESIDUAL_CAPACITY, PredictorConfig
 from ._types import AlarmKind, Count, Flag, Scalar
 
@@ -266,6 +266,13 @@ def update_cusum_statistics(
 def fit_due(state: ChangePointState, config: PredictorConfig) -> Flag:
     """Whether enough ticks of the present regime have come to fit its reference."""
     return ~state.reference.ready & (state.ticks_in_regime >= config.reference_fit_ticks)
+
+
+def refresh_reference(
+    state: ChangePointState, history: Float[Array, " history"], newest: Scalar, scale: Scalar, config: PredictorConfig
+) -> ChangePointState:
+    """:func:`fit_reference` where it is due, else ``state``: one refresh in many."""
+    return where_needed(fit_due(state, config), fit_reference, state, state, history, newest, scale, config)
 
 
 def fit_reference(

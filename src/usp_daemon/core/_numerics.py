@@ -1,9 +1,12 @@
 """Small numerical helpers that several parts of the step share."""
 
+import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
 from ._types import Count, Flag, Scalar
@@ -13,10 +16,58 @@ Tree = TypeVar("Tree")
 # E|Z| of a standard normal is sqrt(2/pi): mean absolute deviation times this is a standard deviation.
 SD_FROM_MEAN_ABSOLUTE = 1.2533141373155
 
+_TURN = 2.0 * math.pi
+_TURN_HIGH = 6.28125  # few bits, so that whole multiples of it are exact in float32 too
+_SINE_SERIES = [(-1.0) ** k / math.factorial(2 * k + 1) for k in range(12)]  # up to pi / 2: 3e-18
+
 
 def select_tree(condition: Flag, when_true: Tree, when_false: Tree) -> Tree:
     """Leafwise ``where``: the whole record from one side, bit for bit."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), when_true, when_false)
+
+
+def cosine(angle: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Cosine of angles up to some thousands, within a few units of rounding of one; it vectorises, the library's does
+    not.
+
+    1 - 2 sin(x / 2)**2 with x brought to +-pi and the sine by its series.
+    """
+    turns = jnp.round(angle * (1.0 / _TURN))
+    half = 0.5 * ((angle - turns * _TURN_HIGH) - turns * (_TURN - _TURN_HIGH))
+    square = half * half
+    series = jnp.full_like(square, _SINE_SERIES[-1])
+    for coefficient in _SINE_SERIES[-2::-1]:
+        series = series * square + coefficient
+    sine = half * series
+    return 1.0 - 2.0 * sine * sine
+
+
+def where_needed(needed: Flag, function: Callable[..., Tree], otherwise: Tree, *operands: Any) -> Tree:
+    """``function(*operands)`` where ``needed``, else ``otherwise``; in a batch in which nobody needs it, it is not run.
+
+    Under ``vmap`` a ``cond`` becomes a select, and every lane pays for both sides. ``function`` must get all that it
+    takes from its operands. It has no reverse-mode derivative.
+    """
+
+    @custom_vmap
+    def chosen(needed: Flag, otherwise: Tree, operands: tuple[Any, ...]) -> Tree:
+        return jax.lax.cond(needed, lambda at, _: function(*at), lambda _, kept: kept, operands, otherwise)
+
+    @chosen.def_vmap
+    def _(axis_size: int, in_batched: Any, needed: Array, otherwise: Any, operands: Any) -> tuple[Any, Any]:
+        def spread(value: Array, is_batched: bool) -> Array:
+            return value if is_batched else jnp.broadcast_to(value[None], (axis_size, *value.shape))
+
+        needed, otherwise = jax.tree.map(spread, (needed, otherwise), tuple(in_batched[:2]))
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[2])
+
+        def whole(at: Any, kept: Any) -> Any:
+            return jax.vmap(select_tree)(needed, jax.vmap(function, in_axes=tuple(axes))(*at), kept)
+
+        result = jax.lax.cond(jnp.any(needed), whole, lambda _, kept: kept, operands, otherwise)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return chosen(needed, otherwise, operands)
 
 
 def safe_divide(numerator: Any, denominator: Any, fallback: float = 0.0) -> Any:

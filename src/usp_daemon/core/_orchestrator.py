@@ -366,8 +366,7 @@ def refresh(state: InternalState, config: PredictorConfig) -> InternalState:
         holder_exponent=regularity.holder_exponent,
         regime_started=model.regime_changed,
     )
-    fitted = _change_point.fit_reference(model.change_point, relative, model.last_value, scale, config)
-    change_point = select_tree(_change_point.fit_due(model.change_point, config), fitted, model.change_point)
+    change_point = _change_point.refresh_reference(model.change_point, relative, model.last_value, scale, config)
     kernels = (
         rkhs.refresh(model.kernels[0], context, config),
         deep_galerkin.refresh(model.kernels[1], context, config),

@@ -7,10 +7,13 @@ Methods for Discrete Sequential Estimation*, ch. II; the exponential window is H
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._types import Scalar
+
+_TINY = 4  # regressors
 
 
 class RidgeState(eqx.Module):
@@ -35,7 +38,7 @@ def predict(state: RidgeState, features: Float[Array, " features"]) -> Scalar:
 
 def leverage(state: RidgeState, features: Float[Array, " features"]) -> Scalar:
     """Variance of :func:`predict` in units of the noise variance: features' P features."""
-    projected = jnp.sum(state.root * features[:, None], axis=0)
+    projected = _product(features, state.root)
     return jnp.sum(projected * projected)
 
 
@@ -46,25 +49,46 @@ def update(
     forgetting: Scalar,
     weight: Scalar,
     max_variance: Scalar,
+    variance_added: Scalar | float = 0.0,
 ) -> RidgeState:
     """Learns one sample.
 
     ``forgetting`` in (0, 1] discounts the past, ``weight`` in [0, 1] discounts this sample (0 leaves the coefficients
     as they are), ``max_variance`` bounds each coefficient's variance, so that directions nobody excites do not wind up.
+    ``variance_added`` (0 or more) widens the result as :func:`forget` does.
     """
-    root = state.root / jnp.sqrt(forgetting)
-    projected = jnp.sum(root * features[:, None], axis=0)  # root' x
+    # Three readings of the old root and one writing of the new one: the step's cost is in moving it.
+    projected = _product(features, state.root)  # root' x
+    covariances = _product(state.root, projected)  # P x
+    variances = jnp.sum(state.root * state.root, axis=1)
     noise = 1.0 / jnp.maximum(weight, 1e-12)
     power = jnp.sum(projected * projected)
-    innovation_variance = noise + power
-    gain = jnp.sum(root * projected[None, :], axis=1) / innovation_variance  # P x / (noise + x'Px)
+    # Forgetting divides P; it enters through the scalars alone, and through the rows' scale in the end.
+    innovation_variance = noise + power / forgetting
+    gain = covariances / (forgetting * innovation_variance)  # P x / (noise + x'Px)
     shrink = 1.0 / (1.0 + jnp.sqrt(noise / innovation_variance))
-    root = root - shrink * gain[:, None] * projected[None, :]
+    step = shrink * gain
+    # The rows' squares after the step, without another reading; where nearly all of a row goes, rounding may leave too
+    # little, but a row cannot keep less than the share that the noise has in the innovation.
+    remaining = variances - step * (2.0 * covariances - step * power)
+    remaining = jnp.maximum(remaining, variances * (noise / innovation_variance)) / forgetting
+    remaining = jnp.maximum(remaining, 1e-30)
     # Scaling a row keeps the product positive semi-definite: P becomes D P D.
-    variances = jnp.sum(root * root, axis=1)
-    bound = jnp.minimum(1.0, jnp.sqrt(max_variance / jnp.maximum(variances, 1e-30)))
+    bounded = jnp.minimum(1.0, max_variance / remaining) + variance_added / remaining
+    scale = jnp.sqrt(bounded / forgetting)
+    root = scale[:, None] * (state.root - step[:, None] * projected[None, :])
     error = target - jnp.sum(state.coefficients * features)
-    return RidgeState(coefficients=state.coefficients + gain * error, root=root * bound[:, None])
+    return RidgeState(coefficients=state.coefficients + gain * error, root=root)
+
+
+def _product(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``left @ right`` of a matrix and a vector in either order.
+
+    A sum over an axis stays scalar code under XLA on a CPU, because additions may not be reordered; a product does not.
+    """
+    if left.shape[-1] <= _TINY:  # a few terms, which fuse with what is around them
+        return jnp.sum(left[:, None] * right, axis=0) if left.ndim == 1 else jnp.sum(left * right[None, :], axis=1)
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def forget(state: RidgeState, variance_added: Scalar) -> RidgeState:

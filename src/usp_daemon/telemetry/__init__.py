@@ -8,7 +8,7 @@ from ._http import HttpHandler, HttpResponse, HttpServer, HttpServerError
 from ._http_request import HttpRequest
 from ._library_logs import LibraryLogHandler, route_library_logs
 from ._logs import configure_logging, get_logger
-from ._metrics import RebalanceKind, ResetReason, ServiceMetrics, Stage, TransactionOutcome
+from ._metrics import RebalanceKind, ResetReason, ServiceMetrics, Stage, TransactionOutcome, new_registry
 from ._reference import metrics_page
 from ._states import PartitionState
 
@@ -34,6 +34,7 @@ __all__ = [
     "configure_logging",
     "get_logger",
     "metrics_page",
+    "new_registry",
     "route_library_logs",
     "telemetry_routes",
 ]

@@ -95,6 +95,11 @@ class _Partition:
     waiting_is_inferred: bool = False
 
 
+def new_registry() -> CollectorRegistry:
+    """A registry of its own, so that what one service counts does not meet what another part of the process counts."""
+    return CollectorRegistry()
+
+
 class ServiceMetrics:
     """Every metric of the service in ``registry``, those of the process included.
 

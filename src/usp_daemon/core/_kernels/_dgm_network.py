@@ -146,6 +146,7 @@ def load_weights(tier: int, dtype_name: str) -> NetworkWeights:
 Point = Float[Array, " coordinates"]  # level, A, B, C, S, uncertainty of A
 Lanes = Float[Array, "lanes coordinates"]
 NUM_COORDINATES = 6
+_BLOCK = 16  # lanes: the multiple at which a product's bits do not depend on the row
 
 
 def _problem(points: Lanes, shift: float = 0.0) -> Problem:
@@ -174,9 +175,9 @@ def _bracket_gradient(weights: NetworkWeights, points: Lanes) -> Float[Array, "l
 def _by_tier(evaluate: Callable[[NetworkWeights, Lanes], Array], lowest_tier: int, shape: tuple[int, ...]) -> Any:
     """``(tier, point) -> evaluate`` with each lane's own network, without paying for tiers that no lane uses.
 
-    Alone it is a switch. Under ``vmap`` a switch would run every branch for every lane; here a batch asks once per tier
-    whether anyone uses it and, only then, evaluates all lanes and keeps those of that tier. Any nesting of ``vmap`` is
-    one flat batch.
+    Alone it is a switch. Under ``vmap`` a switch would run every branch for every lane; here the lowest tier is
+    evaluated for all lanes of a batch, if any uses it, and the others for those that use them, sorted by tier. Any
+    nesting of ``vmap`` is one flat batch.
     """
     tiers = range(lowest_tier, len(DGM_TIERS))
 
@@ -186,22 +187,34 @@ def _by_tier(evaluate: Callable[[NetworkWeights, Lanes], Array], lowest_tier: in
     def nothing(points: Array) -> Array:
         return jnp.zeros((points.shape[0], *shape), points.dtype)
 
-    def those_of(k: int, tier: Array, points: Array, otherwise: Array) -> Array:
-        uses = tier == k
-        answer = lax.cond(jnp.any(uses), lambda at: evaluate(weights_of(k, at), at), nothing, points)
-        return jnp.where(uses.reshape(-1, *(1 for _ in shape)), answer, otherwise)
+    def base(points: Array) -> Array:
+        return evaluate(weights_of(lowest_tier, points), points)
 
     def larger(tier: Array, points: Array) -> Array:
-        result = nothing(points)
+        """Every tier's own lanes in blocks of a few, so that a large network is paid for by those who use it."""
+        num = points.shape[0]
+        order = jnp.argsort(tier)
+        # A block may run over into the lanes of the next tier, which are computed after it, and over the end.
+        ordered = jnp.pad(points[order], ((0, _BLOCK), (0, 0)))
+        result = nothing(ordered)
         for k in tiers[1:]:
-            result = those_of(k, tier, points, result)
-        return result
+            first, count = jnp.sum(tier < k, dtype=jnp.int32), jnp.sum(tier == k, dtype=jnp.int32)
+
+            def one_block(i: Array, found: Array, k: int = k, first: Array = first) -> Array:
+                begin = first + i * _BLOCK
+                rows = lax.dynamic_slice_in_dim(ordered, begin, _BLOCK)
+                return lax.dynamic_update_slice_in_dim(found, evaluate(weights_of(k, rows), rows), begin, 0)
+
+            num_blocks = (count + _BLOCK - 1) // _BLOCK
+            result = lax.fori_loop(jnp.zeros_like(num_blocks), num_blocks, one_block, result)
+        return result[:num][jnp.argsort(order)]
 
     @custom_vmap
     def lanes(tier: Array, points: Array) -> Array:
-        # Larger tiers are rare: one question for all of them first.
-        rare = lax.cond(jnp.any(tier > lowest_tier), larger, lambda _, at: nothing(at), tier, points)
-        return those_of(lowest_tier, tier, points, rare)
+        is_base = tier == lowest_tier
+        usual = lax.cond(jnp.any(is_base), base, nothing, points)
+        rare = lax.cond(jnp.all(is_base), lambda _, at: nothing(at), larger, tier, points)
+        return jnp.where(is_base.reshape(-1, *(1 for _ in shape)), usual, rare)
 
     @lanes.def_vmap
     def _(axis_size: int, in_batched: list[bool], tier: Array, points: Array) -> tuple[Array, bool]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import _recursive_ridge as ridge
-from .._numerics import select_tree
+from .._numerics import cosine
 from .._parameters import HISTORY_CAPACITY, PredictorConfig
 from .._recursive_ridge import RidgeState
 from .._results import KernelOutput
@@ -123,7 +123,7 @@ def _features(
     frequencies, phases = _random_projection(config)
     projected = jnp.sum(embedding[:, None] * jnp.asarray(frequencies, now.dtype), axis=0) / config.kernel_a_bandwidth
     amplitude = float(np.sqrt(2.0 / config.kernel_a_features))
-    return linear, amplitude * jnp.cos(projected + jnp.asarray(phases, now.dtype))
+    return linear, amplitude * cosine(projected + jnp.asarray(phases, now.dtype))
 
 
 def update(
@@ -135,14 +135,13 @@ def update(
     target = observation.increment
     weight = observation.weight
     linear_error = target - ridge.predict(state.linear, state.linear_features)
-    linear = ridge.update(state.linear, state.linear_features, target, forgetting, weight, prior)
+    # A regime change widens both.
+    widen = jnp.where(observation.forget, 0.1 * prior, 0.0)
+    linear = ridge.update(state.linear, state.linear_features, target, forgetting, weight, prior, widen)
     gaussian_error = linear_error - ridge.predict(state.gaussian, state.gaussian_features)
-    gaussian = ridge.update(state.gaussian, state.gaussian_features, linear_error, forgetting, weight, prior)
+    gaussian = ridge.update(state.gaussian, state.gaussian_features, linear_error, forgetting, weight, prior, widen)
     rate = 0.02 * weight
     variance = state.error_variance + rate * (gaussian_error * gaussian_error - state.error_variance)
-    widen = 0.1 * prior
-    linear = select_tree(observation.forget, ridge.forget(linear, widen), linear)
-    gaussian = select_tree(observation.forget, ridge.forget(gaussian, widen), gaussian)
     linear_features, gaussian_features = _features(state, observation, history, config)
     return RkhsState(
         linear=linear,

@@ -97,9 +97,8 @@ def update(state: SignatureState, observation: KernelObservation, config: Predic
         1.0 - 1.0 / memory,
         observation.weight,
         jnp.maximum(prior_variance, jnp.finfo(target.dtype).tiny),
+        jnp.where(observation.forget, prior_variance, 0.0),
     )
-    widened = recursive_ridge.forget(ridge, prior_variance)
-    ridge = jax.tree.map(lambda changed, kept: jnp.where(observation.forget, changed, kept), widened, ridge)
 
     # A running mean over the first ticks, an exponential window afterwards.
     samples = jnp.minimum(state.samples + observation.weight, memory / 5.0)

@@ -11,6 +11,7 @@ Processes*, ch. 5-6, for the asymptotic variance. On one window it is two to thr
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -81,7 +82,7 @@ def whittle_exponent(history: Float[Array, " history"], length: Count) -> tuple[
     lowest = jnp.clip(-(-num_points // jnp.maximum(count, 1)), 1, num_points // 2)
     kept = (jnp.arange(1, num_points // 2 + 1, dtype=jnp.int32) >= lowest).astype(dtype)
     num_kept = (num_points // 2 + 1 - lowest).astype(dtype)
-    ratios = jnp.sum(inverse_shape * (periodogram * kept)[None, :], axis=1) / num_kept
+    ratios = jnp.matmul(inverse_shape, periodogram * kept, precision=jax.lax.Precision.HIGHEST) / num_kept
     objective = jnp.log(jnp.maximum(ratios, 1e-30)) + log_shape_sums[lowest - 1] / num_kept
 
     best = jnp.clip(jnp.argmin(objective), 1, GRID.size - 2)

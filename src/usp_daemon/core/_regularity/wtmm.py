@@ -196,7 +196,10 @@ def singularity_spectrum(lines: MaximaLines, first: Count, length: Count) -> Sin
 
     zero = int(np.flatnonzero(MOMENTS == 0.0)[0])
     step = float(MOMENTS[1] - MOMENTS[0])
-    log_supremum = jnp.log(jnp.where(used, lines.supremum, 1.0))
+    # Two neighbours are never both maxima, so that pairs hold all there is in half the room.
+    supremum = _pairwise_sum(jnp.where(used, lines.supremum, 0.0))
+    used = supremum > 0.0
+    log_supremum = jnp.log(jnp.where(used, supremum, 1.0))
     # Powers are taken relative to the scale's mean logarithm, so that float32 does not overflow for any unit.
     centre = jnp.sum(log_supremum, axis=1) / jnp.maximum(counts, 1.0)
     spread = jnp.where(used, log_supremum - centre[:, None], 0.0)
@@ -225,6 +228,10 @@ def singularity_spectrum(lines: MaximaLines, first: Count, length: Count) -> Sin
         peak=jnp.where(known, peak, 0.0),
         width=jnp.where(known, high - low, 0.0),
     )
+
+
+def _pairwise_sum(values: Float[Array, "scales time"]) -> Float[Array, "scales pairs"]:
+    return values[:, 0::2] + values[:, 1::2]
 
 
 def _log_power_sums(
