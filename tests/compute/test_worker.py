@@ -22,7 +22,7 @@ from .fake_program import FAKE_PROGRAM, batch, fake_engine, same_bits
 class ScriptedEngine:
     """Stands where an engine would, waits for ``gate`` and does what the first key's symbol says."""
 
-    def __init__(self, config, choice, *, max_symbols, program):
+    def __init__(self, config, choice, *, max_symbols, program, folder):
         self.threads = {threading.get_ident()}
         self.gate = threading.Event()
         self.gate.set()

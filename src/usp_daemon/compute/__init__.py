@@ -1,7 +1,9 @@
 """The predictor on its device: many symbols in pages, one compiled step, one thread that owns it."""
 
+import os
+
 from ._cache import default_cache_directory, enable_compilation_cache
-from ._device import DeviceBackend, DeviceChoice, JaxBackend, choose_device
+from ._device import DeviceBackend, DeviceChoice, JaxBackend, choose_device, forbid_fused_arithmetic
 from ._engine import BatchResult, Engine, PartitionStates, StateKey
 from ._errors import (
     CapacityError,
@@ -17,6 +19,8 @@ from ._errors import (
 from ._program import ProgramIdentity, StepProgram, TilePrograms, compile_programs, core_program
 from ._settings import predictor_config
 from ._worker import StartReport, Worker
+
+forbid_fused_arithmetic(os.environ)
 
 __all__ = [
     "BatchResult",

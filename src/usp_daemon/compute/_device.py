@@ -8,15 +8,33 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax._src import xla_bridge
 
 from ._errors import DeviceUnavailableError
+
+_X86 = ("x86_64", "AMD64")
+# The widest vectors without fused multiply-adds. The compiler fuses a product and a sum where it sees fit, which
+# differs between the body of a vectorised loop and what is unrolled around it, and so between lanes in the last bit.
+_NO_FUSED_ARITHMETIC = "--xla_cpu_max_isa=AVX"
+
+
+def forbid_fused_arithmetic(environ: MutableMapping[str, str]) -> None:
+    """Has programs for the CPU compiled without fused multiply-adds, so that a lane's bits do not depend on its place.
+
+    Takes effect only before the first device is asked for. Whoever sets ``xla_cpu_max_isa`` in ``XLA_FLAGS`` is left
+    alone. See docs/decisions/0006-no-fused-multiply-add.md.
+    """
+    flags = environ.get("XLA_FLAGS", "")
+    if platform.machine() in _X86 and "xla_cpu_max_isa" not in flags and not xla_bridge.backends_are_initialized():
+        environ["XLA_FLAGS"] = f"{flags} {_NO_FUSED_ARITHMETIC}".strip()
+
 
 _CUDA = re.compile(r"cuda:(\d+)")
 _ACCELERATORS = ("gpu", "tpu")
