@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-# Two workers share two cores: one thread each for XLA and BLAS. Both must be set before JAX is imported. The instruction
-# set is the one that usp_daemon.compute asks for, which may be imported too late here.
+# Two workers share two cores: one thread each for XLA and BLAS. Both must be set before JAX is imported.
+# The instruction set is the one that usp_daemon.compute asks for, which may be imported too late here.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
