@@ -205,7 +205,7 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def seeded_ticks(seed, num_records, *, num_partitions=NUM_PARTITIONS, num_symbols=24):
+def seeded_ticks(seed, num_records, *, num_partitions=NUM_PARTITIONS, num_symbols=8):
     """Records as (partition, key, value, time in ms): mostly ticks of random walks, some rubbish of every kind."""
     rng = random.Random(seed)
     level = dict.fromkeys(range(num_symbols), 100.0)
