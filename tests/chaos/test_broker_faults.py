@@ -33,7 +33,6 @@ LEFT_TO_RECOVERY = 75
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
-
 @pytest.mark.parametrize("away_s", AWAY_S)
 async def test_broker_killed_under_load_and_away(own_broker, topic_name, make_replica, away_s):
     servers, prefix = own_broker.bootstrap_servers, topic_name("broker")

@@ -100,7 +100,7 @@ HEADERS = (
 
 
 def fuzz(seed, num_records):
-    """Records as (partition, key, value, time in ms, headers): half of them good ticks, between which all else comes."""
+    """Records as (partition, key, value, time in ms, headers): half of them good ticks, all else between."""
     rng = random.Random(seed)
     huge = set(rng.sample(range(num_records), NUM_HUGE))
     level = 100.0

@@ -17,7 +17,7 @@ from service_process import (
 CYCLES = 4 if FULL else 1
 PER_SECOND = 250
 # A cycle takes about as long as this: two starts, two hand-overs, one session that runs out.
-NUM_RECORDS = CYCLES * (15_000 if FULL else 7_500)
+NUM_RECORDS = CYCLES * (15_000 if FULL else 9_000)
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -65,7 +65,8 @@ async def test_partitions_move_under_load_with_their_state(kafka_bootstrap_serve
                 second.start()
                 await second.wait_ready(holding=NUM_PARTITIONS // 2)
                 await first.wait_ready(holding=NUM_PARTITIONS // 2)
-                await asyncio.sleep(2.0)
+                # Half-way between two snapshots, so that who takes over from a killed one has something to replay.
+                await asyncio.sleep(3.0)
                 if leave_in_order:
                     assert await second.stop() == 0, second.tail()
                 else:
@@ -88,10 +89,10 @@ async def test_partitions_move_under_load_with_their_state(kafka_bootstrap_serve
     # Whoever leaves in order leaves a snapshot exactly where it stopped: nothing has to be replayed.
     exact = [event for event in carried if event["snapshot_offset"] == event["committed_offset"]]
     assert len(carried) >= moves
-    assert len(exact) >= moves // 2
+    assert len(carried) > len(exact) >= moves // 2
     answered = await assert_as_undisturbed(servers, first, make_replica(servers, group="quiet", prefix=prefix))
     assert answered == NUM_RECORDS
     print(
-        f"{4 * CYCLES} moves of {NUM_PARTITIONS // 2} partitions, {len(carried)} restored with state, {len(exact)} without"
-        f" replay, {watch.num_looks} looks at who owns what, {answered} records, 0 differ"
+        f"{4 * CYCLES} moves of {NUM_PARTITIONS // 2} partitions, {len(carried)} restored with state, {len(exact)} "
+        f"without replay, {watch.num_looks} looks at who owns what, {answered} records, 0 differ"
     )

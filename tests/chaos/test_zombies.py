@@ -34,9 +34,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("point", POINTS if FULL else SHORT_POINTS)
-async def test_who_wakes_up_after_the_session_leaves_no_trace(
-    kafka_bootstrap_servers, topic_name, make_replica, point
-):
+async def test_who_wakes_up_after_the_session_leaves_no_trace(kafka_bootstrap_servers, topic_name, make_replica, point):
     servers, prefix = kafka_bootstrap_servers, topic_name("zombie")
     topic = f"{prefix}.ticks"
     await create_topics(servers, prefix, ("quiet", "pair"))
