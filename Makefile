@@ -10,13 +10,14 @@ NODES ?= 1
 KAFKA_VERSION ?= 4.1.1
 KAFKA_ARGS ?=
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 
 # One lock per use: what runs, what also develops and tests, what also drives an NVIDIA GPU.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop install-cuda demo kafka test lint format bench docs lock clean
+.PHONY: help install develop install-cuda demo kafka test chaos soak lint format bench docs lock clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -55,6 +56,12 @@ kafka:  ## a real Kafka broker on 127.0.0.1:9092 until Ctrl-C; also NODES=3, KAF
 
 test: develop  ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+chaos: develop  ## kills, zombies, rebalances, broker faults and fuzzed input in their full forms: about an hour
+	USP_CHAOS=full USP_REQUIRE_KAFKA=1 $(BIN)/python -m pytest -n 0 -s tests/chaos $(PYTEST_ARGS)
+
+soak: develop  ## an hour at 80 % of the measured rate, then overload; also SOAK_ARGS="--seconds 600"
+	$(BIN)/python tests/chaos/soak.py $(SOAK_ARGS)
 
 lint: develop  ## ruff, pyright and the import contracts
 	$(BIN)/ruff check .

@@ -206,7 +206,7 @@ async def measure_service(
         USP_COMPUTE__PRECISION=precision, USP_IO__SNAPSHOT_INTERVAL_S=10.0, USP_KAFKA__SESSION_TIMEOUT_MS=45000,
     ).start()  # fmt: skip
     try:
-        service.wait_ready(holding=PARTITIONS)
+        await service.wait_ready(holding=PARTITIONS)
         topic, ticks = service.environment["USP_KAFKA__PREDICTIONS_TOPIC"], f"{prefix}.ticks"
         await measure(servers, topic, ticks, options, None, 20_000)  # warm, and every symbol admitted
         rates = []
@@ -232,7 +232,7 @@ async def measure_service(
         return rows
     finally:
         if service.alive:
-            service.stop()
+            await service.stop()
 
 
 async def measure_peer(servers: str, guarantee: str, options: argparse.Namespace) -> list[Row]:

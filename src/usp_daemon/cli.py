@@ -155,11 +155,15 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The console script: leaves at once even when a thread is still busy (a compilation cannot be interrupted)."""
+    """The console script: leaves at once even when a thread is still busy (a compilation cannot be interrupted).
+
+    No thread may outlive the interpreter, daemon threads neither: one that is still freeing the device's buffers when
+    the interpreter ends aborts the process, which would then report SIGABRT for an orderly end.
+    """
     code = run_command()
     sys.stdout.flush()
     sys.stderr.flush()
-    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+    if any(thread is not threading.main_thread() for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
 

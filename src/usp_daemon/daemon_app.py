@@ -50,6 +50,7 @@ from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 _log = get_logger(__name__)
 
 CRASH_VARIABLE = "USP_CRASH_AT"
+STOP_VARIABLE = "USP_STOP_AT"
 _LAST_RESORT_S = 5.0
 
 
@@ -192,21 +193,23 @@ def program_of(settings: Settings, report: StartReport) -> Program:
 
 
 def crash_points(environ: Mapping[str, str]) -> Callable[[str], None]:
-    """Kills the process with SIGKILL at a named point, when ``USP_CRASH_AT`` says so: ``point`` or ``point:n``, the
-    n-th time. For tests of recovery; does nothing otherwise.
+    """Ends the process with SIGKILL at the point that ``USP_CRASH_AT`` names, and suspends it with SIGSTOP at that of
+    ``USP_STOP_AT``: ``point``, or ``point:n`` for the n-th time. For tests of recovery; does nothing otherwise.
     """
-    wanted, _, count = environ.get(CRASH_VARIABLE, "").partition(":")
-    left = int(count or 1)
+    left: dict[tuple[str, signal.Signals], int] = {}
+    for variable, number in ((CRASH_VARIABLE, signal.SIGKILL), (STOP_VARIABLE, signal.SIGSTOP)):
+        wanted, _, count = environ.get(variable, "").partition(":")
+        if wanted:
+            left[wanted, number] = int(count or 1)
 
     def at(point: str) -> None:
-        nonlocal left
-        if point != wanted:
-            return
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        for (wanted, number), count in left.items():
+            if wanted == point:
+                left[wanted, number] = count - 1
+                if count == 1:
+                    os.kill(os.getpid(), number)
 
-    return at if wanted else lambda point: None
+    return at if left else lambda point: None
 
 
 def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnapshotStore:
