@@ -30,7 +30,7 @@ FRAME_BYTES = 512
 _CHUNK = struct.Struct(">16sI")
 _ENDING = re.compile(rb"(owner)|([0-9]{1,9})/(manifest|[0-9]{1,9})")
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

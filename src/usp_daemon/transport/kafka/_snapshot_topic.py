@@ -201,7 +201,7 @@ class TopicSnapshotStore(AbstractSnapshotStore):
                 if (told := self._told(known, error, "it cannot be acquired now")) is None:
                     raise
                 raise told from error
-            known.claim = claim.id
+            known.claim = known.index.claim = claim.id
 
     async def release(self, topic: str, partition: int) -> None:
         """Close the partition's producer, once what was begun is finished; harmless when not held."""
