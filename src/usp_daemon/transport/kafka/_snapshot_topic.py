@@ -14,6 +14,7 @@ nothing else. Snapshots of input partition n are in partition n of the topic.
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -42,7 +43,6 @@ from usp_daemon.persistence import (
     decode_snapshot,
     log_event,
 )
-from usp_daemon.telemetry import get_logger
 from usp_daemon.wire import TransportError
 
 from ._client import UnreachableError, check_reachable, client_options
@@ -64,7 +64,7 @@ from ._snapshot_records import (
 from ._topics import prepare_snapshot_topic
 from ._watch import ClientWatch
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 ATTEMPT_PAUSE_S = 0.5
@@ -156,7 +156,7 @@ class TopicSnapshotStore(AbstractSnapshotStore):
                     ) from error
                 await asyncio.sleep(ATTEMPT_PAUSE_S)
         for warning in warnings:
-            _log.warning("topics_warning", text=warning)
+            _log.warning("topics_warning: %s", warning)
         self._options = options
 
     async def _prepare(self, options: dict[str, Any]) -> Sequence[str]:
