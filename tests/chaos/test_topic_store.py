@@ -12,13 +12,32 @@ from service_process import (
     wait_answered,
 )
 
-from kafka_broker.clients import create_topic
+from group_worlds import until
+from kafka_broker import clients
 from usp_daemon.config import Kafka
 from usp_daemon.transport.kafka import TopicSnapshotStore
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 NUM_RECORDS = 2_400
+
+
+@pytest.fixture
+def started():
+    """Processes that do not outlive the test, however it ends."""
+    found = []
+    yield found
+    for process in found:
+        if process.alive:
+            process.kill()
+
+
+async def create_input(servers, topic):
+    """Kept for ever: the ticks' times lie years back, and retention goes by them."""
+    async with clients.admin(servers) as admin:
+        settings = {"retention.ms": "-1"}
+        response = await admin.create_topics([clients.NewTopic(topic, 4, 1, topic_configs=settings)])
+        assert response.topic_errors[0][1] == 0
 
 
 async def states_in_topic(servers, process):
@@ -30,20 +49,23 @@ async def states_in_topic(servers, process):
 
 
 async def test_killed_on_one_disk_and_continued_on_another_the_answers_are_the_same(
-    kafka_bootstrap_servers, topic_name, tmp_path
+    kafka_bootstrap_servers, topic_name, tmp_path, started
 ):
     servers, prefix = kafka_bootstrap_servers, topic_name("chaos")
-    await create_topic(servers, f"{prefix}.ticks", 4)
+    await create_input(servers, f"{prefix}.ticks")
     records = list(seeded_ticks(12, NUM_RECORDS))
     parts = [records[start : start + NUM_RECORDS // 4] for start in range(0, NUM_RECORDS, NUM_RECORDS // 4)]
     await produce(servers, f"{prefix}.ticks", parts[0])
     quiet = ServiceProcess(tmp_path / "quiet", servers, group="quiet", prefix=prefix).start()
+    started.append(quiet)
 
     def replica(number):
-        return ServiceProcess(
+        process = ServiceProcess(
             tmp_path / f"disk-{number}", servers, group="moved", prefix=prefix, instance=f"r{number}",
             USP_IO__SNAPSHOT_STORE="topic", USP_IO__SNAPSHOT_TOPIC=f"{prefix}.snapshots",
         )  # fmt: skip
+        started.append(process)
+        return process
 
     # Four snapshots are those of the beginning; it dies in the middle of one that has states.
     first = replica(1).start(crash_at="snapshot.before_commit:6")
@@ -55,7 +77,13 @@ async def test_killed_on_one_disk_and_continued_on_another_the_answers_are_the_s
     second = replica(2).start()
     assert second.wait_ready(holding=4), second.tail()
     assert any(event["symbols"] > 0 for event in second.events("partition_restored")), second.tail()
-    await produce(servers, f"{prefix}.ticks", [*parts[1], *parts[2]], per_second=1_500)
+    await produce(servers, f"{prefix}.ticks", parts[1])
+
+    async def all_have_states():
+        return all(rows for _, rows in (await states_in_topic(servers, second)).values())
+
+    await until(all_have_states)
+    await produce(servers, f"{prefix}.ticks", parts[2], per_second=1_500)
     second.kill()
     third = replica(3).start()
     await produce(servers, f"{prefix}.ticks", parts[3])
