@@ -32,14 +32,6 @@ def started():
             process.kill()
 
 
-async def create_input(servers, topic):
-    """Kept for ever: the ticks' times lie years back, and retention goes by them."""
-    async with clients.admin(servers) as admin:
-        settings = {"retention.ms": "-1"}
-        response = await admin.create_topics([clients.NewTopic(topic, 4, 1, topic_configs=settings)])
-        assert response.topic_errors[0][1] == 0
-
-
 async def states_in_topic(servers, process):
     """As ``final_states``, from the topic."""
     topic = process.environment["USP_KAFKA__INPUT_TOPIC"]
@@ -49,10 +41,11 @@ async def states_in_topic(servers, process):
 
 
 async def test_killed_on_one_disk_and_continued_on_another_the_answers_are_the_same(
-    kafka_bootstrap_servers, topic_name, tmp_path, started
+    make_broker, topic_name, tmp_path, started
 ):
-    servers, prefix = kafka_bootstrap_servers, topic_name("chaos")
-    await create_input(servers, f"{prefix}.ticks")
+    # The ticks' times lie years back, and retention goes by them.
+    servers, prefix = make_broker(settings={"log.retention.ms": -1}).bootstrap_servers, topic_name("chaos")
+    await clients.create_topic(servers, f"{prefix}.ticks", 4)
     records = list(seeded_ticks(12, NUM_RECORDS))
     parts = [records[start : start + NUM_RECORDS // 4] for start in range(0, NUM_RECORDS, NUM_RECORDS // 4)]
     await produce(servers, f"{prefix}.ticks", parts[0])
@@ -76,7 +69,6 @@ async def test_killed_on_one_disk_and_continued_on_another_the_answers_are_the_s
     assert first.process.wait(180) == -9, first.tail()
     second = replica(2).start()
     assert second.wait_ready(holding=4), second.tail()
-    assert any(event["symbols"] > 0 for event in second.events("partition_restored")), second.tail()
     await produce(servers, f"{prefix}.ticks", parts[1])
 
     async def all_have_states():
