@@ -300,6 +300,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     from usp_daemon.compute import ComputeError, DeviceUnavailableError
     from usp_daemon.config import ConfigError
+    from usp_daemon.persistence import PersistenceError
     from usp_daemon.telemetry import HttpServerError, configure_logging, get_logger
     from usp_daemon.transport import InputError
     from usp_daemon.wire import TransportError
@@ -324,7 +325,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return_code = fail(_only(group), EXIT_USAGE)
     except* TransportError as group:
         return_code = fail(_only(group), EXIT_BROKER if parsed.command == "run" else EXIT_FAILURE)
-    except* ComputeError as group:
+    except* (ComputeError, PersistenceError) as group:
         return_code = fail(_only(group), EXIT_FAILURE)
     except* KeyboardInterrupt:
         return_code = EXIT_INTERRUPTED

@@ -44,7 +44,7 @@ from usp_daemon.telemetry import (
     telemetry_routes,
 )
 from usp_daemon.transport import tick_format_of
-from usp_daemon.transport.kafka import KafkaTransport
+from usp_daemon.transport.kafka import KafkaTransport, TopicSnapshotStore
 from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 
 _log = get_logger(__name__)
@@ -214,12 +214,23 @@ def crash_points(environ: Mapping[str, str]) -> Callable[[str], None]:
 
 def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnapshotStore:
     io = settings.io
+    compression = "gzip" if io.snapshot_compression == "gzip" else "none"
+    if io.snapshot_store == "topic":
+        return TopicSnapshotStore(
+            settings.kafka,
+            io.snapshot_topic,
+            keep=io.snapshot_keep,
+            compression=compression,
+            instance=instance_name(settings),
+            start_timeout_s=settings.service.start_timeout_s,
+            crash_fn=crash_fn,
+        )
     return DirectoryStore(
         io.snapshot_path,
         group=settings.kafka.group,
         keep=io.snapshot_keep,
         fsync=io.snapshot_atomic_fsync,
-        compression="gzip" if io.snapshot_compression == "gzip" else "none",
+        compression=compression,
         instance=instance_name(settings),
         crash_fn=crash_fn,
     )

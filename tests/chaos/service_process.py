@@ -360,13 +360,15 @@ def final_states(process):
         known = newest.get(snapshot.partition)
         if known is None or snapshot.offset > known.offset:
             newest[snapshot.partition] = snapshot
-    states = {}
-    for partition, snapshot in newest.items():
-        rows = {
-            symbol: hashlib.sha256(
-                b"".join(np.ascontiguousarray(snapshot.arrays[name][i]).tobytes() for name in sorted(snapshot.arrays))
-            ).hexdigest()
-            for i, symbol in enumerate(snapshot.symbols)
-        }
-        states[partition] = (snapshot.offset, rows)
-    return states
+    return {partition: bits_of(snapshot) for partition, snapshot in newest.items()}
+
+
+def bits_of(snapshot):
+    """Offset of a snapshot, and a hash of every symbol's state."""
+    rows = {
+        symbol: hashlib.sha256(
+            b"".join(np.ascontiguousarray(snapshot.arrays[name][i]).tobytes() for name in sorted(snapshot.arrays))
+        ).hexdigest()
+        for i, symbol in enumerate(snapshot.symbols)
+    }
+    return snapshot.offset, rows

@@ -6,8 +6,9 @@ records sent again in smaller batches.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
@@ -15,12 +16,14 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from usp_daemon.config import Kafka
-from usp_daemon.wire import RecordTooLargeError, TopicPartition
+from usp_daemon.wire import OutcomeUnknownError, RecordTooLargeError, TopicPartition
 
 from .._output import Output, OutputRecord
 from ._errors import REFUSED_ERRORS
 from ._shutdown import stop_within
 from ._watch import ClientWatch
+
+_T = TypeVar("_T")
 
 # A transaction that follows another at once is told to wait until the first one's markers are written. That takes
 # milliseconds, and aiokafka then waits for as long as this.
@@ -60,6 +63,28 @@ class PartitionProducer:
             for future in (manager._transaction_waiter, manager._pid_waiter):
                 if future is not None and future.done() and not future.cancelled():
                     future.exception()
+
+    async def guarded(self, work: Awaitable[_T], what: str, deadline_s: float) -> _T:
+        """Await ``work``, but no longer than until the sender has died, a connection was lost, or the time is up."""
+        task = asyncio.ensure_future(work)
+        sender = self.client._sender.sender_task
+        assert sender is not None
+        try:
+            await asyncio.wait(
+                {task, sender, self.watch.failure}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task.done():
+                return task.result()
+            if sender.done():
+                raise (None if sender.cancelled() else sender.exception()) or OutcomeUnknownError(f"{what} was ended")
+            if self.watch.failure.done():
+                raise self.watch.failure.result()
+            raise TimeoutError(f"{what} took longer than {deadline_s:g} s")
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
 
     async def send(self, output: Output, partition: int) -> None:
         """Send every record of ``output`` to ``partition`` of its topic and wait until they are acknowledged."""

@@ -16,6 +16,8 @@ POLICY_VIOLATION = 44
 TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 29, 31
 UNKNOWN_TOPIC = 3
 DEFAULT_REPLICATION = -1
+# What a broker takes in one batch unless told otherwise.
+DEFAULT_MESSAGE_BYTES = 1_048_588
 LEADER_PAUSE_S = 0.05
 
 
@@ -40,6 +42,55 @@ async def prepare_topics(admin: AIOKafkaAdminClient, kafka: Kafka, *, min_retent
     return await _check_input(admin, kafka, min_retention_s)
 
 
+async def prepare_snapshot_topic(admin: AIOKafkaAdminClient, kafka: Kafka, topic: str) -> list[str]:
+    """Check the topic of snapshots, or create it with settings under which compaction keeps it small."""
+    others = (kafka.input_topic, kafka.predictions_topic, kafka.alarms_topic, kafka.dead_letters_topic)
+    if topic in others:
+        raise TransportError(f"io.snapshot_topic = {topic!r} is also a topic of [kafka]; it must have one of its own")
+    counts = await _partition_counts(admin, (kafka.input_topic, topic))
+    wanted = counts.get(kafka.input_topic, kafka.num_partitions)
+    if topic not in counts:
+        if not kafka.create_topics:
+            raise TransportError(
+                f"missing topic: {topic}; create it with cleanup.policy=compact and {wanted} partitions (or set "
+                "kafka.create_topics, with the right to CREATE), or give this client the right to DESCRIBE it"
+            )
+        await _create(admin, [topic], wanted, kafka.replication_factor, _snapshot_settings(kafka))
+        counts |= await _usable_counts(admin, [topic])
+    if counts[topic] < wanted:
+        raise TransportError(
+            f"the snapshot topic {topic!r} has {counts[topic]} partitions but the input {kafka.input_topic!r} has "
+            f"{wanted}, and a snapshot goes to the partition of the same number: add partitions to {topic!r}"
+        )
+    settings = await _settings(admin, topic)
+    if settings is None:
+        return [f"no right to read the settings of topic {topic!r} (DESCRIBE_CONFIGS), so its clean-up is not checked"]
+    if settings.get("cleanup.policy") != "compact":
+        raise TransportError(
+            f"the snapshot topic {topic!r} has cleanup.policy={settings.get('cleanup.policy')}: it must be compact and "
+            "nothing else, or snapshots are deleted by age, or none ever is"
+        )
+    largest = int(settings.get("max.message.bytes") or DEFAULT_MESSAGE_BYTES)
+    if largest < kafka.max_request_bytes:
+        raise TransportError(
+            f"the snapshot topic {topic!r} takes batches of {largest} bytes (max.message.bytes), less than "
+            f"kafka.max_request_bytes = {kafka.max_request_bytes}: raise the one or lower the other"
+        )
+    return []
+
+
+def _snapshot_settings(kafka: Kafka) -> dict[str, str]:
+    return {
+        "cleanup.policy": "compact",
+        # The segment that is being written is never compacted, and what was replaced stays until the dirty part is
+        # this share of the log.
+        "segment.bytes": str(64 << 20),
+        "segment.ms": "600000",
+        "min.cleanable.dirty.ratio": "0.3",
+        "max.message.bytes": str(max(kafka.max_request_bytes, DEFAULT_MESSAGE_BYTES)),
+    }
+
+
 async def _partition_counts(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> dict[str, int]:
     found = {}
     for topic in await admin.describe_topics(list(topics)):
@@ -57,12 +108,25 @@ async def _partition_counts(admin: AIOKafkaAdminClient, topics: Sequence[str]) -
 
 
 async def _create(
-    admin: AIOKafkaAdminClient, topics: Sequence[str], num_partitions: int, replication_factor: int
+    admin: AIOKafkaAdminClient,
+    topics: Sequence[str],
+    num_partitions: int,
+    replication_factor: int,
+    settings: dict[str, str] | None = None,
 ) -> None:
     # aiokafka takes "the broker's default" only together with a (here empty) list of replicas.
     replicas: dict[int, list[int]] | None = {} if replication_factor == DEFAULT_REPLICATION else None
     response: Any = await admin.create_topics(
-        [NewTopic(topic, num_partitions, replication_factor, replica_assignments=replicas) for topic in topics]
+        [
+            NewTopic(
+                topic,
+                num_partitions,
+                replication_factor,
+                replica_assignments=replicas,
+                topic_configs=settings or {},
+            )
+            for topic in topics
+        ]
     )
     for name, code, *rest in response.topic_errors:
         if code in (0, TOPIC_ALREADY_EXISTS):  # another replica was quicker

@@ -111,29 +111,6 @@ class KafkaWriter(AbstractPartitionWriter):
         if producer is not None:
             await producer.close(timeout_s)
 
-    async def _guarded(self, producer: PartitionProducer, work: Awaitable[None], what: str, deadline_s: float) -> None:
-        """Await ``work``, but no longer than until the sender has died, a connection was lost, or the time is up."""
-        task = asyncio.ensure_future(work)
-        sender = producer.client._sender.sender_task
-        assert sender is not None
-        try:
-            await asyncio.wait(
-                {task, sender, producer.watch.failure}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if task.done():
-                task.result()
-            elif sender.done():
-                raise (None if sender.cancelled() else sender.exception()) or OutcomeUnknownError(f"{what} was ended")
-            elif producer.watch.failure.done():
-                raise producer.watch.failure.result()
-            else:
-                raise TimeoutError(f"{what} took longer than {deadline_s:g} s")
-        finally:
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
-
     def _explained(self, producer: PartitionProducer, error: BaseException) -> TransportError:
         error = cause_of(error)
         if isinstance(error, TransportError):
@@ -205,12 +182,12 @@ class TransactionalWriter(KafkaWriter):
 
         deadline_s = min(self._deadline_s, self._kafka.transaction_timeout_ms / 1e3)
         try:
-            await self._guarded(producer, fill(), "filling the transaction", deadline_s)
+            await producer.guarded(fill(), "filling the transaction", deadline_s)
         except BaseExceptionGroup as group:
             raise _first(group) from group
         self._crash_fn("transaction.records_sent")
         # Every record is acknowledged; only now may the transaction be decided.
-        await self._guarded(producer, client.commit_transaction(), "committing the transaction", self._deadline_s)
+        await producer.guarded(client.commit_transaction(), "committing the transaction", self._deadline_s)
         self._crash_fn("transaction.committed")
         if producer.watch.failure.done():
             # aiokafka has retried by itself. A late copy of the first attempt could end a later transaction of the same
@@ -219,9 +196,7 @@ class TransactionalWriter(KafkaWriter):
 
     async def _abort(self, producer: PartitionProducer) -> None:
         try:
-            await self._guarded(
-                producer, producer.client.abort_transaction(), "aborting the transaction", self._deadline_s
-            )
+            await producer.guarded(producer.client.abort_transaction(), "aborting the transaction", self._deadline_s)
         except Exception as error:
             _log.warning("kafka_abort_failed: %r", error)
             await self._discard()
@@ -279,7 +254,7 @@ class DirectWriter(KafkaWriter):
 
         try:
             try:
-                await self._guarded(producer, send(), "publishing", self._deadline_s)
+                await producer.guarded(send(), "publishing", self._deadline_s)
             except BaseExceptionGroup as group:
                 raise _first(group) from group
         except RecordTooLargeError:
