@@ -49,7 +49,7 @@ NUM_TICKS = 800
 # Only a jump that maxima lines of one kind catch and those of the other miss tells these two apart: it takes more such
 # series, and seeds on which it happens.
 SEES_JUMPS = ("wtmm_buffer_size", "besov_cone_c")
-JUMPY = tuple((family, seed) for family in ("jumps", "overshoot") for seed in (5, 6))
+JUMPY = (("jumps", 5), ("jumps", 6), ("jumps", 21), ("overshoot", 0), ("overshoot", 2), ("overshoot", 6))
 
 
 class Effect(NamedTuple):
