@@ -46,10 +46,14 @@ TUNABLES = (
 )
 TRACED = tuple(name for name in TUNABLES if name not in STRUCTURAL_FIELDS)
 NUM_TICKS = 800
-# Only a jump that maxima lines of one kind catch and those of the other miss tells these two apart: it takes more such
-# series, and seeds on which it happens.
-SEES_JUMPS = ("wtmm_buffer_size", "besov_cone_c")
+# Only a jump that maxima lines of one kind catch and those of the other miss tells the first two apart, and only a path
+# that turns rough without an alarm the third: it takes series, and seeds, on which that happens.
 JUMPY = (("jumps", 5), ("jumps", 6), ("jumps", 21), ("overshoot", 0), ("overshoot", 2), ("overshoot", 6))
+FURTHER = {
+    "wtmm_buffer_size": JUMPY,
+    "besov_cone_c": JUMPY,
+    "holder_threshold": tuple(("roughness_change", seed) for seed in (0, 1, 2)),
+}
 
 
 class Effect(NamedTuple):
@@ -59,8 +63,8 @@ class Effect(NamedTuple):
     alarms: np.ndarray
 
     def __str__(self) -> str:
-        names = (*series.FAMILIES, *(f"{family} {seed}" for family, seed in JUMPY))
-        rows = zip(names, self.moved, self.alarms, strict=False)
+        names = [*series.FAMILIES, *(f"further {i}" for i in range(len(self.moved) - len(series.FAMILIES)))]
+        rows = zip(names, self.moved, self.alarms, strict=True)
         return ", ".join(f"{name}: {moved:.1e} and {alarms} alarms" for name, moved, alarms in rows)
 
 
@@ -79,8 +83,8 @@ def effect(low: PredictionResult, high: PredictionResult) -> Effect:
 def series_for(name: str) -> np.ndarray:
     """What a tunable is tried on: a column each."""
     columns = [series.table(NUM_TICKS)]
-    if name in SEES_JUMPS:
-        columns += [series.FAMILIES[family](np.random.default_rng([s]), NUM_TICKS)[:, None] for family, s in JUMPY]
+    for family, seed in FURTHER.get(name, ()):
+        columns.append(series.FAMILIES[family](np.random.default_rng([seed]), NUM_TICKS)[:, None])
     return np.concatenate(columns, axis=1)
 
 
