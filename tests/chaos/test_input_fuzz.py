@@ -119,7 +119,8 @@ def fuzz(seed, num_records):
             if rng.random() < 0.2:
                 stamp_ms = rng.choice([0, 1, 1_000, 4_102_444_800_000, 253_402_300_800_000, LARGEST_MS // 10**6,
                                        LARGEST_MS // 10**6 + 1, LARGEST_MS])  # fmt: skip
-        yield partition, key, value, stamp_ms, headers
+        # The client sends no record that has neither.
+        yield partition, (b"" if key is None and value is None else key), value, stamp_ms, headers
 
 
 def source_of(headers):
