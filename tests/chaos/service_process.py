@@ -316,11 +316,12 @@ async def outputs(servers, process, num_partitions=NUM_PARTITIONS):
     }
 
 
-async def assert_as_undisturbed(servers, disturbed, quiet, *, with_times=True):
+async def assert_as_undisturbed(servers, disturbed, quiet, *, with_times=True, states=None):
     """``quiet``, a replica of a group of its own, answers the whole input at once and undisturbed; the answers of
-    ``disturbed``'s group must be the same, record by record, and so must the last snapshots. Both groups have ended
-    afterwards. Without ``with_times`` the answers' own times are not compared: those of a record whose time is none, or
-    one that the topic does not take, are the wall clock's. Returns the number of records answered.
+    ``disturbed``'s group must be the same, record by record, and so must the last snapshots, which are ``states`` if
+    given and else read from ``disturbed``'s folder. Both groups have ended afterwards. Without ``with_times`` the
+    answers' own times are not compared: those of a record whose time is none, or one that the topic does not take, are
+    the wall clock's. Returns the number of records answered.
     """
     quiet.start()
     await wait_answered(servers, quiet)
@@ -337,7 +338,11 @@ async def assert_as_undisturbed(servers, disturbed, quiet, *, with_times=True):
                 one, other = ([(key, value, headers) for key, value, _, headers in records] for records in (one, other))
             difference = first_difference(one, other)
             assert difference is None, f"{kind} of partition {partition}: {difference}"
-    assert final_states(disturbed) == final_states(quiet)
+    found_states, expected_states = states or final_states(disturbed), final_states(quiet)
+    assert {p: at for p, (at, _) in found_states.items()} == {p: at for p, (at, _) in expected_states.items()}
+    for partition, (_, rows) in expected_states.items():
+        different = [symbol for symbol, bits in rows.items() if found_states[partition][1].get(symbol) != bits]
+        assert not different, f"states of partition {partition} differ: {different}"
     return num_records
 
 

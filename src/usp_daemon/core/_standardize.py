@@ -69,7 +69,7 @@ def update_scale(
     rate = ewma_rate(state.num_increments, config.scale_memory_ticks)
     moved = state.increment_scale + rate * (SD_FROM_MEAN_ABSOLUTE * clipped - state.increment_scale)
     level_rate = ewma_rate(state.num_levels, config.scale_memory_ticks)
-    bound = _LEVEL_BOUND * jnp.sqrt(state.level_variance)
+    bound = _LEVEL_BOUND * _spread(state)
     # Its square must stay finite, since an infinite variance would never come down again.
     largest = 0.25 * float(jnp.finfo(value.dtype).max) ** 0.5
     deviation = jnp.clip(value - state.level_mean, -largest, largest)
@@ -83,11 +83,16 @@ def update_scale(
     )
 
 
+def _spread(state: ScaleState) -> Scalar:
+    """Standard deviation of the level; the root of zero would have an infinite slope."""
+    return jnp.sqrt(jnp.maximum(state.level_variance, float(jnp.finfo(state.level_variance.dtype).tiny)))
+
+
 def standardized_level(state: ScaleState, value: Scalar, scale: Scalar) -> tuple[Scalar, Scalar]:
     """``value`` on the level's slow location and spread, clipped to +-6, and that spread in units of ``scale``, at
     most 1e6.
     """
-    spread = jnp.maximum(jnp.sqrt(state.level_variance), scale)
+    spread = jnp.maximum(_spread(state), scale)
     level = jnp.clip((value - state.level_mean) / spread, -_LEVEL_BOUND, _LEVEL_BOUND)
     return level, jnp.minimum(spread / scale, _UNIT_BOUND)
 
