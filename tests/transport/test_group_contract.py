@@ -279,6 +279,33 @@ async def test_rejoining_gives_everything_up_first(world):
     assert await read(consumer, 2) == {world.partition(0): [(0, b"0"), (1, b"1")]}
 
 
+async def test_rejoining_twice_at_once_while_polling_is_rejoining(world):
+    """The service finds that it was fenced on several partitions at once, and polls all the time."""
+    _, consumer, listener = await world.member()
+    ended = False
+
+    async def poll():
+        while not ended:
+            await consumer.poll(0.01, 10)
+
+    polling = asyncio.create_task(poll())
+    listener.events.clear()
+    await asyncio.gather(*(asyncio.create_task(consumer.rejoin()) for _ in range(2)))
+    everything = frozenset(world.partition(number) for number in range(4))
+    await until(lambda: bool(listener.events) and listener.events[-1] == ("assigned", everything))
+    await world.produce(0, values(1))
+
+    def has_read():
+        # The membership given up may be counted out later, and then the group divides its partitions once more.
+        if consumer.position(world.partition(0)) is None:
+            consumer.seek(world.partition(0), 0)
+        return consumer.position(world.partition(0)) == 1
+
+    await until(has_read)
+    ended = True
+    await polling
+
+
 async def test_a_static_member_that_restarts_keeps_its_partitions(world):
     _, _one, first = await world.member(group_instance_id="a")
     _, two, second = await world.member(group_instance_id="b")

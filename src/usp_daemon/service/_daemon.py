@@ -26,6 +26,7 @@ from usp_daemon.wire import (
     AssignmentListener,
     FencedError,
     OffsetOutOfRangeError,
+    OutcomeUnknownError,
     ResultEncoder,
     TickDecoder,
     TopicPartition,
@@ -515,7 +516,10 @@ class Daemon(AssignmentListener):
         while True:
             await self._must_rejoin.wait()
             self._must_rejoin.clear()
-            await self._consumer.rejoin()
+            try:
+                await self._consumer.rejoin()
+            except OutcomeUnknownError as error:  # polling goes on trying
+                _log.warning("rejoin_failed", error=str(error))
 
     # Watching
 

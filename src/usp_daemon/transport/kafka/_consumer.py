@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 MAX_TIMESTAMP_MS = (2**63 - 1) // 1_000_000
 # Beyond the service's own timeout: what a poll may be held up by a rebalance, which aiokafka would wait out.
 GRACE_S = 0.05
+PAUSE_S = 0.1  # before poll looks again for what it has to wait for
 MEND_PAUSE_S = 1.0
 MEMBERSHIP_ERRORS = (
     kafka_errors.UnknownMemberIdError,
@@ -77,6 +78,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         """Connect and begin to join; the listener is told when the group has divided its partitions."""
         if self._consumer is None:
             await self._start()
+        self._is_wanted = True
         self._is_wanted = True
 
     async def close(self) -> None:
@@ -392,6 +394,8 @@ def _is_dead(consumer: AIOKafkaConsumer) -> bool:
     """Whether a background task that nobody restarts has ended: the consumer would be silent for ever."""
     coordinator: Any = consumer._coordinator
     fetcher: Any = consumer._fetcher
+    if coordinator is None or fetcher is None:  # it has not begun yet
+        return False
     return coordinator._coordination_task.done() or fetcher._fetch_task.done()
 
 
