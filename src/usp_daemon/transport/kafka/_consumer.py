@@ -70,6 +70,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         self._paused: set[TopicPartition] = set()
         self._listener_error: BaseException | None = None
         self._is_wanted = False
+        self._rejoining = asyncio.Lock()
         self.before_revocation_ends_fn: Any = None  # awaited with the partitions, after the service's listener
 
     # -- life
@@ -78,7 +79,6 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         """Connect and begin to join; the listener is told when the group has divided its partitions."""
         if self._consumer is None:
             await self._start()
-        self._is_wanted = True
         self._is_wanted = True
 
     async def close(self) -> None:
@@ -95,13 +95,17 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
 
         Raises :class:`OutcomeUnknownError` when no broker answers; the next :meth:`poll` then tries again.
         """
-        if self._rebalances is not None:
-            self._rebalances.active = False
-        held = set(self._held)
-        if held:
-            await self._revoke(held)
-        await self._stop()
-        await self._start()
+        if self._rejoining.locked():  # the service and poll may both find that it is time
+            async with self._rejoining:
+                return
+        async with self._rejoining:
+            if self._rebalances is not None:
+                self._rebalances.active = False
+            held = set(self._held)
+            if held:
+                await self._revoke(held)
+            await self._stop()
+            await self._start()
 
     async def _start(self) -> None:
         kafka = self._kafka
@@ -186,6 +190,9 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             raise error
         if not self._is_wanted:
             raise TransportError("the consumer is not open")
+        if self._rejoining.locked():
+            await asyncio.sleep(min(timeout_s, PAUSE_S))
+            return []
         consumer = self._consumer
         if consumer is None or _is_dead(consumer):
             await self._mend(timeout_s)
