@@ -84,4 +84,5 @@ def test_no_derivative_passes_the_regularisation_or_the_threshold(derivatives) -
     assert not derivatives["adaptive_threshold"][1].any()
     assert derivatives["ema_variance"][1][-1].any(), "the variance behind the regularisation has a derivative"
     np.testing.assert_array_equal(derivatives["sinkhorn_epsilon"][0].sinkhorn_epsilon_0, 0.0)
-    assert (derivatives["adaptive_threshold"][0].cusum_h >= 1.0).all(), "the factor for kurtosis"
+    # The constant series is frozen at the later ages: a refused tick leaves the threshold to the state.
+    assert (derivatives["adaptive_threshold"][0].cusum_h[1::2] >= 1.0).all(), "the factor for kurtosis"
