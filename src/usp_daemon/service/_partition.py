@@ -18,8 +18,6 @@ from usp_daemon.wire import AbstractPartitionWriter, RawBatch, TopicPartition
 
 from ._results import Answer
 
-_generations = itertools.count(1)
-
 
 class OwnedPartition:
     """Queues, offsets and counters of one partition for one assignment.
@@ -31,7 +29,6 @@ class OwnedPartition:
 
     def __init__(self, partition: TopicPartition) -> None:
         self.partition = partition
-        self.generation = next(_generations)
         self.state = PartitionState.ASSIGNED
         self.reason = ""
         self.assigned_at = 0.0

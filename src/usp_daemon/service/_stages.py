@@ -9,7 +9,6 @@ ticks before them.
 """
 
 import asyncio
-import collections
 import concurrent.futures
 import dataclasses
 import time
@@ -314,7 +313,7 @@ def _in_groups(work: _Decoded) -> list[tuple[Sequence[_Item], Sequence[TickBatch
 
     A partition's silent records come before its live ones, so the silent groups go first.
     """
-    groups: dict[Any, tuple[list[_Item], list[TickBatch]]] = collections.OrderedDict()
+    groups: dict[Any, tuple[list[_Item], list[TickBatch]]] = {}
     for item, batch in zip(work.items, work.batches, strict=True):
         key = ("silent", id(item.owner.replay_parameters)) if item.silent else ("live", 0)
         items, batches = groups.setdefault(key, ([], []))
