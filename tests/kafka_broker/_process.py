@@ -48,6 +48,21 @@ class Daemon:
             except ProcessLookupError:
                 return
 
+    def has_stopped(self, timeout_s: float) -> bool:
+        """Waits until every thread of it stands still after SIGSTOP; False if one still runs after ``timeout_s``.
+
+        The signal is sent to the process, and its threads on other cores hear of it a moment later.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (pid := self.pid) is not None:
+            states = [_stat(f"{pid}/task/{thread}") for thread in os.listdir(f"/proc/{pid}/task")]
+            if all(stat is None or stat[0] in "TZX" for stat in states):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def has_ended(self, timeout_s: float) -> bool:
         """Waits until it runs no more; False if it still does after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
@@ -70,8 +85,8 @@ class Daemon:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """State letter and start time in clock ticks since boot of a process; None if there is none."""
+def _stat(pid: int | str) -> tuple[str, int] | None:
+    """State letter and start time in clock ticks since boot of a process or a "process/task/thread"; None if gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -154,26 +154,28 @@ async def test_everything_closes_in_time_when_the_broker_is_away(lonely, away, g
     await transport.prepare()
     listener = Listener()
     consumer = transport.consumer(listener)
-    await consumer.open()
-    await until(lambda: listener.held)
-    consumer.seek(world.partition(0), 0)
     idle, busy = transport.writer(world.partition(0)), transport.writer(world.partition(1))
-    await idle.open()
-    await busy.open()
-    await busy.publish(world.batch(1, 1))
-    await asyncio.get_running_loop().run_in_executor(None, getattr(broker, away))
-    publishing = asyncio.create_task(busy.publish(world.batch(1, 2)))
-    polling = asyncio.create_task(consumer.poll(0.5, 10))
-    started = time.monotonic()
-    with pytest.raises(OutcomeUnknownError):
-        await publishing
-    assert await polling == []
-    assert time.monotonic() - started < 3.0 + 2.5, "kafka.request_timeout_ms and what ending by force may take"
-    started = time.monotonic()
-    await consumer.close()
-    await idle.close()
-    await busy.close()
-    await transport.close()
+    try:
+        await consumer.open()
+        await until(lambda: listener.held)
+        consumer.seek(world.partition(0), 0)
+        await idle.open()
+        await busy.open()
+        await busy.publish(world.batch(1, 1))
+        await asyncio.get_running_loop().run_in_executor(None, getattr(broker, away))
+        publishing = asyncio.create_task(busy.publish(world.batch(1, 2)))
+        polling = asyncio.create_task(consumer.poll(0.5, 10))
+        started = time.monotonic()
+        with pytest.raises(OutcomeUnknownError):
+            await publishing
+        assert await polling == []
+        assert time.monotonic() - started < 3.0 + 2.5, "kafka.request_timeout_ms and what ending by force may take"
+    finally:
+        started = time.monotonic()
+        await consumer.close()
+        await idle.close()
+        await busy.close()
+        await transport.close()
     assert time.monotonic() - started < 3 * (1.0 + 2.5)
     assert asyncio.all_tasks() - before == set()
     del transport, consumer, idle, busy
