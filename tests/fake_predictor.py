@@ -33,7 +33,7 @@ class FakePredictor:
         self._max_symbols, self._delay_s, self._poison = max_symbols, delay_s, set(poison)
         self._fail_after, self._alarm_every = fail_after, alarm_every
 
-    async def step(self, keys, values, timestamps_ns, record_timestamps_ns):
+    async def step(self, keys, values, timestamps_ns, record_timestamps_ns, parameters=None):
         assert len(keys) == len(values) == len(timestamps_ns) == len(record_timestamps_ns)
         self.batch_sizes.append(len(keys))
         if self._fail_after is not None and len(self.batch_sizes) > self._fail_after:

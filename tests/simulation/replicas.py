@@ -2,28 +2,41 @@
 
 import asyncio
 import dataclasses
+import json
 import random
 
 import numpy as np
 from virtual_time import InlineExecutor
 
 from fake_predictor import FakePredictor
+from usp_daemon.compute import StateFormatError
 from usp_daemon.config import Kafka
 from usp_daemon.persistence import (
+    AbstractEpochLog,
     AbstractSnapshotStore,
+    Epoch,
     PartitionLockedError,
     SnapshotInfo,
     SnapshotWriteError,
     decode_snapshot,
     encode_snapshot,
 )
-from usp_daemon.service import Daemon, DaemonOptions, Observer, Program, RecoveryPolicy, StopRequest
+from usp_daemon.service import (
+    Daemon,
+    DaemonOptions,
+    EpochBook,
+    Observer,
+    ProgramEpoch,
+    RecoveryPolicy,
+    StopRequest,
+    Switches,
+)
 from usp_daemon.service._results import encode_step
 from usp_daemon.transport import AbstractFaults, MemoryBroker, MemoryTransport
-from usp_daemon.wire import RawBatch, ResultEncoder, TickDecoder
+from usp_daemon.wire import RawBatch, ResultEncoder, TickDecoder, TopicPartition
 
 EPOCH_S = 1_700_000_000.0
-CONFIG_HASH = "c" * 64
+FIRST_SETTINGS = {"orchestration.cusum_k": 0.5, "kernels.log_sig_depth": 3}
 MODULUS = 1_000_003
 
 
@@ -31,10 +44,35 @@ class Killed(BaseException):
     """The process died here."""
 
 
+def hash_of(settings):
+    """What stands in the records that are answered under ``settings``."""
+    return json.dumps(settings, sort_keys=True)
+
+
 class ChainPredictor(FakePredictor):
-    """Every answer depends on every tick of the symbol so far, so that one lost or doubled tick shows for ever."""
+    """Every answer depends on every tick of the symbol so far, so that one lost or doubled tick shows for ever.
+
+    It depends also on the parameters that each tick was stepped under, and on where the structure changed.
+    """
+
+    def __init__(self, *, layout="1", **behaviour):
+        super().__init__(**behaviour)
+        self.layout = layout
+        self.structure = {}
+
+    def migrate(self, partition, parameters):
+        depth = parameters["kernels.log_sig_depth"]
+        if self.structure.setdefault(partition, depth) != depth:
+            self.structure[partition] = depth
+            for key, (count, link) in self.seen.items():
+                if key[:2] == partition:
+                    self.seen[key] = (count, float((link * 7 + depth) % MODULUS))
 
     async def step(self, keys, values, timestamps_ns, record_timestamps_ns, parameters=None):
+        parameters = FIRST_SETTINGS if parameters is None else parameters
+        for partition in {key[:2] for key in keys}:
+            self.migrate(partition, parameters)
+        salt = int(1e4 * parameters["orchestration.cusum_k"])
         before = {key: self.seen.get(key, (0, 0.0)) for key in set(keys)}
         result = await super().step(keys, values, timestamps_ns, record_timestamps_ns)
         chain = {key: count_and_chain for key, count_and_chain in before.items()}
@@ -43,7 +81,7 @@ class ChainPredictor(FakePredictor):
                 continue
             count, link = chain[key]
             number = int(value) if np.isfinite(value) else 17
-            link = float((link * 31 + number + (int(timestamps_ns[row]) % 97)) % MODULUS)
+            link = float((link * 31 + number + salt + (int(timestamps_ns[row]) % 97)) % MODULUS)
             chain[key] = (count + 1, link)
             for name in ("predicted_next", "lower_80", "upper_80", "lower_95", "upper_95"):
                 result.columns[name][row] = link
@@ -65,10 +103,13 @@ class ChainPredictor(FakePredictor):
             },
         )
 
-    async def import_states(self, topic, partition, states):
+    async def import_states(self, topic, partition, states, parameters=None):
         assert not any(key[:2] == (topic, partition) for key in self.seen), "import into a partition that holds states"
+        if states.symbols and "1" != self.layout:
+            raise StateFormatError(f"the states have layout 1, this program {self.layout}")
         for symbol, count, link in zip(states.symbols, states.arrays["count"], states.arrays["chain"], strict=True):
             self.seen[topic, partition, symbol] = (int(count), float(link))
+        self.structure[topic, partition] = (parameters or FIRST_SETTINGS)["kernels.log_sig_depth"]
 
     async def limit_partitions(self, num_partitions):
         assert num_partitions > 0
@@ -77,6 +118,7 @@ class ChainPredictor(FakePredictor):
         gone = [key for key in self.seen if key[:2] == (topic, partition)]
         for key in gone:
             del self.seen[key]
+        self.structure.pop((topic, partition), None)
         return len(gone)
 
 
@@ -87,11 +129,63 @@ class _States:
 
 
 class SharedDisk:
-    """What survives a crash: encoded snapshots, and who holds which lock."""
+    """What survives a crash: encoded snapshots, who holds which lock, and the log of epochs."""
 
     def __init__(self):
         self.files = {}
         self.locks = {}
+        self.epochs = {}
+
+
+class SharedEpochLog(AbstractEpochLog):
+    """The log of epochs on a :class:`SharedDisk`, for one replica."""
+
+    def __init__(self, disk, replica, rng):
+        self.disk, self.replica, self.rng = disk, replica, rng
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    async def read(self):
+        await self._reach()
+        return tuple(self.disk.epochs[number] for number in sorted(self.disk.epochs))
+
+    async def append(self, epoch):
+        await self._reach()
+        if epoch.number in self.disk.epochs:
+            return False
+        self.disk.epochs[epoch.number] = epoch
+        self.replica.crash_fn("epoch.appended")
+        return True
+
+    async def _reach(self):
+        await asyncio.sleep(self.rng.random() * 0.05)
+        if not self.replica.alive:
+            await asyncio.get_running_loop().create_future()  # the dead wait for ever
+
+
+def first_epoch():
+    """What a replica without an edit proposes."""
+    return Epoch(
+        number=1, settings=FIRST_SETTINGS, config_hash=hash_of(FIRST_SETTINGS), base_hash=hash_of(FIRST_SETTINGS),
+        created_ns=0, proposed_by="", reason="start",
+    )  # fmt: skip
+
+
+async def make_epoch(epoch, delay_s=0.0, program_hash="p"):
+    """What the simulated predictor needs of an epoch."""
+    await asyncio.sleep(delay_s)
+    return ProgramEpoch(
+        number=epoch.number,
+        settings=epoch.settings,
+        config_hash=epoch.config_hash,
+        parameters=dict(epoch.settings),
+        identity={"program_hash": program_hash},
+        encoder=ResultEncoder(config_hash=epoch.config_hash),
+    )
 
 
 class MemoryStore(AbstractSnapshotStore):
@@ -201,6 +295,10 @@ class Replica:
         self.transport = None
         self.fault_rate = 0.0
         self.write_failure = 0.0
+        self.settings = FIRST_SETTINGS
+        self.program_hash = "p"
+        self.policy = RecoveryPolicy()
+        self.layout = "1"
 
     def crash_fn(self, point):
         self.points_passed.add(point)
@@ -225,21 +323,19 @@ class Replica:
         self.faults = faults
         self.transport = MemoryTransport(self.broker, self.kafka, faults=faults)
         loop = asyncio.get_running_loop()
+        self.epochs = EpochBook(
+            SharedEpochLog(self.disk, self, self.rng),
+            lambda epoch: make_epoch(epoch, self.rng.random() * 0.5, self.program_hash),
+            instance=self.name,
+        )
         self.daemon = Daemon(
             transport=self.transport,
-            predictor=ChainPredictor(delay_s=0.003),
+            predictor=ChainPredictor(delay_s=0.003, layout=self.layout),
             store=MemoryStore(self.disk, self, self.rng, self.write_failure),
             decoder=TickDecoder(),
-            encoder=ResultEncoder(config_hash=CONFIG_HASH),
+            epochs=self.epochs,
             key_fn=lambda *key: key,
-            program=Program(
-                identity={"program_hash": "p"},
-                settings={"orchestration.cusum_k": 0.5},
-                config_hash=CONFIG_HASH,
-                structural=frozenset(),
-                parameters_fn=dict,
-            ),
-            policy=RecoveryPolicy(),
+            policy=self.policy,
             options=self.options,
             observer=Observer(),
             wall_clock=lambda: EPOCH_S + loop.time(),
@@ -250,7 +346,10 @@ class Replica:
 
     async def _run(self, daemon, stop):
         try:
+            await self.epochs.open(self.settings, hash_of(self.settings), hash_of(self.settings))
             self.outcomes.append(await daemon.run(stop))
+        except (Killed, asyncio.CancelledError):
+            self.outcomes.append("killed")
         except BaseExceptionGroup as group:
             unexpected = group.split((Killed, asyncio.CancelledError))[1]
             if unexpected is not None and self.alive:
@@ -258,6 +357,12 @@ class Replica:
             self.outcomes.append("killed")
         finally:
             self.alive = False
+            await self.epochs.close()
+
+    async def propose(self, **changes):
+        """An edit of this replica's configuration."""
+        self.settings = self.settings | changes
+        await self.epochs.propose(self.settings, hash_of(self.settings), hash_of(self.settings), reason="edit")
 
     async def kill(self):
         """SIGKILL: nothing it does from here on reaches anybody."""
@@ -291,13 +396,27 @@ def seeded_record(rng, partition, number):
     return tick(symbol, stamp_ms * 1_000_000, rng.randrange(1000)), stamp_ms
 
 
-async def expected_output(broker, topic, partition, *, step_size=7):
-    """What one uninterrupted run answers to a partition: predictions, alarms, dead letters, as bytes."""
-    predictor, decoder, encoder = ChainPredictor(), TickDecoder(), ResultEncoder(config_hash=CONFIG_HASH)
+async def expected_output(broker, topic, partition, *, epochs=None, step_size=7):
+    """What one uninterrupted run answers to a partition: predictions, alarms, dead letters, as bytes.
+
+    ``epochs`` is the log of epochs by number; each begins where the group says that it began. Without it there is one.
+    """
+    predictor, decoder, switches = ChainPredictor(), TickDecoder(), Switches([(1, 0)])
+    if epochs is None:
+        epochs = {1: first_epoch()}
+    else:
+        standing = await broker.committed_with_note("g", TopicPartition(topic, partition))
+        switches = Switches.from_note(standing.note)
+    made = {number: await make_epoch(epoch) for number, epoch in epochs.items()}
     records = broker.read_committed(topic, partition)
     predictions, alarms, dead = [], [], []
-    for first in range(0, len(records), step_size):
+    first = 0
+    while first < len(records):
         part = records[first : first + step_size]
+        begins = switches.next_after(part[0].offset)
+        part = [r for r in part if begins is None or r.offset < begins]
+        first += len(part)
+        epoch = made[switches.at(part[0].offset)]
         raw = RawBatch(
             topic=topic, partition=partition, source=topic, offsets=[r.offset for r in part],
             values=[r.value for r in part], keys=[r.key for r in part], headers=[r.headers for r in part],
@@ -307,8 +426,9 @@ async def expected_output(broker, topic, partition, *, step_size=7):
         keys = [(topic, partition, symbol) for symbol in batch.symbols]
         result = None
         if keys:
-            result = await predictor.step(keys, batch.values, batch.timestamps_ns, batch.record_timestamps_ns)
-        (answer,) = encode_step([batch], result, encoder)
+            times = batch.timestamps_ns, batch.record_timestamps_ns
+            result = await predictor.step(keys, batch.values, *times, epoch.parameters)
+        (answer,) = encode_step([batch], result, epoch.encoder)
         predictions += answer.output.predictions.values
         alarms += answer.output.alarms.values
         dead += answer.output.dead_letters.values

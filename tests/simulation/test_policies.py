@@ -1,14 +1,13 @@
 """What cannot be recovered stops its partition, and only that one, until the operator's policy says otherwise."""
 
 import asyncio
-import dataclasses
 import json
 
 import pytest
-from replicas import CONFIG_HASH, EPOCH_S, Replica, SharedDisk, expected_output, new_broker, published, tick
+from replicas import EPOCH_S, Replica, SharedDisk, expected_output, new_broker, published, tick
 from virtual_time import run_virtually
 
-from usp_daemon.service import Outcome, Program, RecoveryPolicy
+from usp_daemon.service import Outcome, RecoveryPolicy
 from usp_daemon.telemetry import PartitionState
 from usp_daemon.wire import TopicPartition
 
@@ -31,11 +30,9 @@ class World:
                 value = tick(f"s{partition}", stamp_ms * 1_000_000, self.num_produced % 7)
                 self.broker.produce("ticks", partition, b"k", value, stamp_ms)
 
-    def start(self, *, program=None, **policy):
+    def start(self, **policy):
+        self.replica.policy = RecoveryPolicy(**policy)
         self.replica.start()
-        recovery = self.replica.daemon._recovery
-        recovery._policy = RecoveryPolicy(**policy)
-        recovery._program = program or recovery._program
 
     async def answered(self, *partitions):
         ends = {partition: self.broker.bounds(partition).end for partition in partitions or (FIRST, SECOND)}
@@ -80,19 +77,8 @@ class World:
         return [json.loads(prediction)["seq"] for prediction in predictions]
 
     async def is_that_of_one_quiet_run(self, partition):
-        expected = await expected_output(self.broker, "ticks", partition.partition)
+        expected = await expected_output(self.broker, "ticks", partition.partition, epochs=self.disk.epochs)
         return published(self.broker, self.replica.kafka, partition.partition) == expected
-
-
-def program(**changes):
-    usual = Program(
-        identity={"program_hash": "p"},
-        settings={"orchestration.cusum_k": 0.5},
-        config_hash=CONFIG_HASH,
-        structural=frozenset(),
-        parameters_fn=dict,
-    )
-    return dataclasses.replace(usual, **changes)
 
 
 async def missing_state(policy):
@@ -158,32 +144,90 @@ def test_deleted_input(policy, after):
     run_virtually(story())
 
 
-STRUCTURE = {"structural": frozenset({"kernels.log_sig_depth"}), "settings": {"kernels.log_sig_depth": 5}}
-
-
-def test_a_structural_change_stops_and_names_what_differs():
+def test_states_that_the_program_cannot_take_stop_their_partition_and_say_why():
     async def story():
         world = World()
         await world.interrupted_with_replay()
         del world.disk.files[SECOND]  # so that the second one does not stop as well
-        world.start(program=program(**STRUCTURE), on_state_missing="reset-state")
+        world.replica.layout = "2"
+        world.start(on_state_missing="reset-state")
         world.produce(5)
         reason = await world.failure()
-        assert "kernels.log_sig_depth (None then, 5 now)" in reason
+        assert "the states have layout 1, this program 2" in reason
         assert "recovery.on_state_incompatible" in reason
         assert world.sequence(FIRST) == list(range(1, 21))
 
     run_virtually(story())
 
 
-def test_after_a_structural_change_symbols_learn_anew_where_the_policy_says_so():
+def test_symbols_learn_anew_where_the_policy_says_so():
     async def story():
         world = World()
         await world.interrupted_with_replay()
-        world.start(program=program(**STRUCTURE), on_state_incompatible="reset-state")
+        world.replica.layout = "2"
+        world.start(on_state_incompatible="reset-state")
         world.produce(5)
         await world.answered()
         assert world.sequence(FIRST) == world.sequence(SECOND) == [*range(1, 21), *range(1, 6)]
+
+    run_virtually(story())
+
+
+@pytest.mark.parametrize("change", [{"orchestration.cusum_k": 0.9}, {"kernels.log_sig_depth": 5}])
+def test_an_edit_between_a_crash_and_the_next_start_begins_with_the_first_record_not_answered(change):
+    async def story():
+        world = World()
+        await world.interrupted_with_replay()
+        world.replica.settings = world.replica.settings | change
+        world.start()
+        world.produce(5)
+        await world.answered()
+        note = (await world.broker.committed_with_note("g", FIRST)).note
+        assert json.loads(note) == {"epochs": [[1, 0], [2, 20]]}
+        assert await world.is_that_of_one_quiet_run(FIRST)
+        assert await world.is_that_of_one_quiet_run(SECOND)
+        assert await world.stopped() is Outcome.DRAINED
+
+    run_virtually(story())
+
+
+def test_a_file_that_was_superseded_does_not_bring_the_former_settings_back():
+    async def story():
+        world = World()
+        world.start()
+        world.produce(5)
+        await world.answered()
+        await world.replica.propose(**{"orchestration.cusum_k": 0.9})
+        await world.stopped()
+        world.replica.settings = world.replica.settings | {"orchestration.cusum_k": 0.5}
+        world.start()
+        world.produce(5)
+        await world.answered()
+        assert world.replica.epochs.current.number == 2
+        assert await world.is_that_of_one_quiet_run(FIRST)
+
+    run_virtually(story())
+
+
+def test_a_log_of_epochs_that_was_lost_stops_what_was_answered_under_them():
+    async def story():
+        world = World()
+        world.start()
+        world.produce(5)
+        await world.answered()
+        await world.replica.propose(**{"orchestration.cusum_k": 0.9})
+        async with asyncio.timeout(30.0):
+            while world.replica.epochs.current.number == 1:
+                await asyncio.sleep(0.1)
+        world.produce(5)
+        await world.answered()
+        await world.stopped()
+        world.disk.epochs.clear()
+        world.start()
+        async with asyncio.timeout(30.0):
+            while [owner.state for owner in world.replica.daemon.partitions.values()] != [PartitionState.FAILED] * 2:
+                await asyncio.sleep(0.1)
+        assert all("bring the log back" in owner.reason for owner in world.replica.daemon.partitions.values())
 
     run_virtually(story())
 
@@ -193,9 +237,8 @@ def test_a_replay_on_another_program_is_refused_where_exactness_is_required():
         world = World()
         await world.interrupted_with_replay()
         del world.disk.files[SECOND]
-        world.start(
-            program=program(identity={"program_hash": "another"}), require_exact=True, on_state_missing="reset-state"
-        )
+        world.replica.program_hash = "another"
+        world.start(require_exact=True, on_state_missing="reset-state")
         reason = await world.failure()
         assert "program_hash differ" in reason
         assert "recovery.require_exact" in reason
@@ -213,7 +256,8 @@ def test_another_program_goes_on_without_a_replay_or_without_that_requirement(af
             await world.answered()
             await world.running()
             assert await world.stopped() is Outcome.DRAINED
-        world.start(program=program(identity={"program_hash": "another"}), require_exact=after_an_orderly_stop)
+        world.replica.program_hash = "another"
+        world.start(require_exact=after_an_orderly_stop)
         world.produce(5)
         await world.answered()
         assert await world.is_that_of_one_quiet_run(FIRST)

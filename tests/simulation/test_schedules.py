@@ -1,6 +1,7 @@
 """Random schedules of crashes, zombies, lost connections, rebalances and stops: the output is that of one quiet run."""
 
 import asyncio
+import json
 import random
 
 import pytest
@@ -15,7 +16,14 @@ CRASH_POINTS = (
     "snapshot.before_rename", "snapshot.after", "transport.publish.begin", "transport.publish.offsets",
     "transport.publish.records", "transport.publish.commit", "transport.publish.committed", "transport.open",
     "transport.opened", "transport.committed", "transport.join", "transport.heartbeat", "transport.poll",
+    "epoch.appended",
 )  # fmt: skip
+
+
+def edited_settings(rng):
+    """An edit of the configuration: always a traced key, sometimes a structural one as well."""
+    changes = {"orchestration.cusum_k": round(rng.random(), 3)}
+    return changes | ({"kernels.log_sig_depth": rng.choice((2, 3, 4))} if rng.random() < 0.5 else {})
 
 
 async def schedule(seed: int, *, num_partitions: int = 3, num_records: int = 240) -> dict:
@@ -38,6 +46,7 @@ async def schedule(seed: int, *, num_partitions: int = 3, num_records: int = 240
                 await asyncio.sleep(rng.random() * 0.4)
 
     producing = asyncio.create_task(produce())
+    edits = []
     for _ in range(rng.randint(3, 9)):
         await asyncio.sleep(rng.random() * 6.0)
         replica = rng.choice(replicas)
@@ -45,9 +54,11 @@ async def schedule(seed: int, *, num_partitions: int = 3, num_records: int = 240
             replica.start()
             continue
         action = rng.random()
-        if action < 0.3:
+        if action < 0.2:
+            edits.append(asyncio.create_task(replica.propose(**edited_settings(rng))))
+        elif action < 0.4:
             await replica.kill()
-        elif action < 0.6:
+        elif action < 0.65:
             replica.crash_at[rng.choice(CRASH_POINTS)] = rng.randint(1, 6)
         elif action < 0.8:  # a zombie
             replica.transport.freeze()
@@ -55,6 +66,9 @@ async def schedule(seed: int, *, num_partitions: int = 3, num_records: int = 240
         else:
             await asyncio.wait({asyncio.create_task(replica.stop())}, timeout=30.0)
     await producing
+    for edit in edits:
+        edit.cancel()
+    await asyncio.gather(*edits, return_exceptions=True)
     # The storm is over: whoever is dead comes back, and all of it must be answered.
     for replica in replicas:
         replica.crash_at.clear()
@@ -70,14 +84,19 @@ async def schedule(seed: int, *, num_partitions: int = 3, num_records: int = 240
         assert asyncio.get_running_loop().time() < deadline, [replica.daemon.unready for replica in replicas]
         await asyncio.sleep(0.5)
     for partition in range(num_partitions):
-        assert published(broker, kafka, partition) == await expected_output(broker, "ticks", partition), partition
+        assert published(broker, kafka, partition) == await expected_output(
+            broker, "ticks", partition, epochs=disk.epochs
+        ), partition
     for replica in replicas:
         await asyncio.wait({asyncio.create_task(replica.stop())}, timeout=60.0)
         if not replica.task.done():
             await replica.kill()
     for replica in replicas:
         assert not replica.deaths, replica.deaths
-    return {"points": set().union(*(replica.points_passed for replica in replicas)), "replicas": replicas}
+    notes = [await broker.committed_with_note("g", partition) for partition in inputs]
+    num_switches = sum(len(json.loads(standing.note)["epochs"]) - 1 for standing in notes)
+    points = set().union(*(replica.points_passed for replica in replicas))
+    return {"points": points, "replicas": replicas, "num_switches": num_switches}
 
 
 @pytest.mark.parametrize("seed", range(40))

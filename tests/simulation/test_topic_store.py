@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 
 import pytest
-from replicas import CONFIG_HASH, ChainPredictor, expected_output, new_broker, tick
+from replicas import FIRST_SETTINGS, ChainPredictor, expected_output, hash_of, make_epoch, new_broker, tick
 
 from group_worlds import KafkaWorld, until
-from usp_daemon.service import Daemon, DaemonOptions, Observer, Outcome, Program, RecoveryPolicy, StopRequest
-from usp_daemon.transport.kafka import TopicSnapshotStore
-from usp_daemon.wire import ResultEncoder, TickDecoder
+from usp_daemon.service import Daemon, DaemonOptions, EpochBook, Observer, Outcome, RecoveryPolicy, StopRequest
+from usp_daemon.transport.kafka import TopicEpochLog, TopicSnapshotStore
+from usp_daemon.wire import TickDecoder
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -25,20 +25,14 @@ class Replica:
         kafka = world.kafka(client_id=name)
         self.transport = world.make(kafka, "exactly_once")
         self.store = TopicSnapshotStore(kafka, f"{kafka.group}.snapshots", keep=2, instance=name)
+        self.epochs = EpochBook(TopicEpochLog(kafka, f"{kafka.group}.snapshots", instance=name), make_epoch, instance=name)
         self.daemon = Daemon(
             transport=self.transport,
             predictor=ChainPredictor(),
             store=self.store,
             decoder=TickDecoder(),
-            encoder=ResultEncoder(config_hash=CONFIG_HASH),
+            epochs=self.epochs,
             key_fn=lambda *key: key,
-            program=Program(
-                identity={"program_hash": "p"},
-                settings={},
-                config_hash=CONFIG_HASH,
-                structural=frozenset(),
-                parameters_fn=dict,
-            ),
             policy=RecoveryPolicy(),
             options=DaemonOptions(
                 group=kafka.group,
@@ -58,11 +52,13 @@ class Replica:
 
     async def start(self):
         await self.transport.prepare()
+        await self.epochs.open(FIRST_SETTINGS, hash_of(FIRST_SETTINGS), hash_of(FIRST_SETTINGS))
         self.task = asyncio.create_task(self.daemon.run(self.stop_request))
 
     async def stop(self):
         self.stop_request.stop()
         outcome = await self.task
+        await self.epochs.close()
         await self.transport.close()
         return outcome
 
@@ -71,6 +67,7 @@ class Replica:
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
             await self.task
+        await self.epochs.close()
         await self.transport.close()
 
 

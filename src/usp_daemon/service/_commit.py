@@ -10,7 +10,7 @@ step  what happens                                                  what a crash
 ====  ============================================================  ==================================================
 1     the writer is opened: earlier owners are fenced, what they    nothing: the next owner opens its own
       left open is aborted
-2     the committed offset is read                                  nothing
+2     the committed offset is read, and the note beside it          nothing
 3     the newest snapshot at or below it is loaded                  the time to load it again
 4     the input from there to the committed offset is stepped in    the time to replay it again
       silence
@@ -37,6 +37,7 @@ from usp_daemon.telemetry import ResetReason, TransactionOutcome, get_logger
 from usp_daemon.wire import (
     AbstractGroupConsumer,
     AbstractTransport,
+    CommittedOffset,
     EncodedRecords,
     FencedError,
     OutcomeUnknownError,
@@ -82,16 +83,16 @@ class Committer:
         self._committed_fn = committed_fn
         self._crash_fn = crash_fn
 
-    async def take_over(self, owner: OwnedPartition) -> int | None:
+    async def take_over(self, owner: OwnedPartition) -> CommittedOffset | None:
         """Steps 1 and 2: fences earlier owners, then reads the committed offset (None when there never was one)."""
 
-        async def attempt() -> int | None:
+        async def attempt() -> CommittedOffset | None:
             if owner.writer is not None:
                 await owner.writer.close()
             owner.writer = self._transport.writer(owner.partition)
             await owner.writer.open()
             self._crash_fn("takeover.fenced")
-            return await self._consumer.committed(owner.partition)
+            return await self._consumer.committed_with_note(owner.partition)
 
         return await self._persist(owner, attempt)
 
@@ -119,6 +120,7 @@ class Committer:
 
     async def _commit(self, owner: OwnedPartition, answers: Sequence[Answer]) -> None:
         batch = merge([answer.output for answer in answers])
+        batch = dataclasses.replace(batch, note=owner.switches.note(below=batch.positions[owner.partition]))
         started = time.perf_counter()
         await self.publish(owner, batch)
         seconds = time.perf_counter() - started
@@ -146,7 +148,8 @@ class Committer:
                 self._observer.commit(owner.partition, TransactionOutcome.UNKNOWN)
                 _log.warning("commit_in_doubt", partition=str(owner.partition), start=start, end=end, error=str(error))
                 self._observer.writer_reset(owner.partition, ResetReason.OUTCOME_UNKNOWN)
-                found = await self.take_over(owner)
+                standing = await self.take_over(owner)
+                found = None if standing is None else standing.offset
                 if found == start or not self._transport.is_transactional:
                     continue
                 if found != end:
@@ -161,7 +164,9 @@ class Committer:
             owner.moved.set()
             return
 
-    async def _persist(self, owner: OwnedPartition, attempt: Callable[[], Awaitable[int | None]]) -> int | None:
+    async def _persist(
+        self, owner: OwnedPartition, attempt: Callable[[], Awaitable[CommittedOffset | None]]
+    ) -> CommittedOffset | None:
         """Try until it works; a broker that is away for an hour costs an hour. Fencing is no matter of patience."""
         pause_s = self._backoff_s
         while True:
@@ -187,7 +192,7 @@ def _with_shorter_dead_letter(batch: OutputBatch, error: RecordTooLargeError) ->
     return dataclasses.replace(batch, dead_letters=dataclasses.replace(letters, values=values))
 
 
-def nothing_but(partition: TopicPartition, offset: int) -> OutputBatch:
+def nothing_but(partition: TopicPartition, offset: int, note: str) -> OutputBatch:
     """A batch without answers that moves the offset: it pins where a group without committed offsets began."""
     nothing = EncodedRecords((), (), ())
-    return OutputBatch(nothing, nothing, nothing, {partition: offset})
+    return OutputBatch(nothing, nothing, nothing, {partition: offset}, note=note)

@@ -5,6 +5,7 @@
       +-- stages       decode, step, encode (see _stages)
       +-- owner[i]     one task a partition: bring it up, then commit its answers and write its snapshots
       +-- rejoin       leaves and joins the group again after this replica was fenced
+      +-- epochs       reads the log of configuration epochs and adopts the newest
       +-- watchdog     turns, and says when something else does not
 
 Every task has a name and the supervisor awaits it: if one dies, all end, and the process with them.
@@ -27,17 +28,17 @@ from usp_daemon.wire import (
     FencedError,
     OffsetOutOfRangeError,
     OutcomeUnknownError,
-    ResultEncoder,
     TickDecoder,
     TopicPartition,
     TransportError,
 )
 
 from ._commit import Committer
+from ._epochs import EpochBook, EpochError
 from ._observer import Observer
 from ._partition import OwnedPartition
-from ._recovery import Program, Recovery, RecoveryError, RecoveryPolicy
-from ._stages import Stages, StatefulPredictor
+from ._recovery import Recovery, RecoveryError, RecoveryPolicy
+from ._stages import Exported, Stages, StatefulPredictor
 
 _log = get_logger(__name__)
 
@@ -46,6 +47,7 @@ _LAG_INTERVAL_S = 1.0
 _HEARTBEAT_S = 0.25
 _STORE_RETRY_S = 5.0
 _LOOK_AGAIN_S = 0.1
+_EPOCH_INTERVAL_S = 0.5
 
 
 class Outcome(enum.Enum):
@@ -98,7 +100,7 @@ class StopRequest:
 
 
 class Daemon(AssignmentListener):
-    """One replica. Everything outside is handed in; :meth:`run` is called once."""
+    """One replica. Everything outside is handed in; :meth:`run` is called once, with ``epochs`` open."""
 
     def __init__(
         self,
@@ -107,9 +109,8 @@ class Daemon(AssignmentListener):
         predictor: StatefulPredictor,
         store: AbstractSnapshotStore,
         decoder: TickDecoder,
-        encoder: ResultEncoder,
+        epochs: EpochBook,
         key_fn: Callable[[str, int, str], Hashable],
-        program: Program,
         policy: RecoveryPolicy,
         options: DaemonOptions,
         observer: Observer | None = None,
@@ -121,6 +122,7 @@ class Daemon(AssignmentListener):
         self._transport = transport
         self._predictor = predictor
         self._store = store
+        self._epochs = epochs
         self._observer = observer or Observer()
         self._crash_fn = crash_fn
         self._owned: dict[TopicPartition, OwnedPartition] = {}
@@ -132,7 +134,7 @@ class Daemon(AssignmentListener):
         self._stages = Stages(
             predictor=predictor,
             decoder=decoder,
-            encoder=encoder,
+            current_fn=lambda: epochs.current,
             key_fn=key_fn,
             observer=self._observer,
             max_batch=options.max_batch,
@@ -155,7 +157,7 @@ class Daemon(AssignmentListener):
             consumer=self._consumer,
             committer=self._committer,
             predictor=predictor,
-            program=program,
+            epochs=epochs,
             policy=policy,
             group=options.group,
             observer=self._observer,
@@ -201,6 +203,7 @@ class Daemon(AssignmentListener):
                     tasks.create_task(self._stages.run(), name="daemon.stages"),
                     tasks.create_task(self._watch(), name="daemon.watchdog"),
                     tasks.create_task(self._rejoin_when_fenced(), name="daemon.rejoin"),
+                    tasks.create_task(self._epochs.follow(_EPOCH_INTERVAL_S), name="daemon.epochs"),
                 ]
                 consuming = tasks.create_task(self._consume(), name="daemon.consume")
                 await stop.requested.wait()
@@ -332,7 +335,7 @@ class Daemon(AssignmentListener):
             _log.warning("partition_lost", partition=str(owner.partition), error=str(error))
             self._enter(owner, PartitionState.LOST, str(error))
             self._must_rejoin.set()
-        except RecoveryError as error:
+        except (RecoveryError, EpochError) as error:
             _log.error("partition_failed", partition=str(owner.partition), error=str(error))
             self._enter(owner, PartitionState.FAILED, str(error))
 
@@ -355,7 +358,6 @@ class Daemon(AssignmentListener):
         assert self._tasks is not None
         loop = asyncio.get_running_loop()
         owner.progress_at = loop.time()
-        owner.snapshot_at = loop.time() + self._options.snapshot_interval_s
         # Records come as soon as there is a position, and one that nobody accepts would be a gap.
         self._enter(owner, PartitionState.REPLAYING)
         self._stages.add(owner)
@@ -372,18 +374,21 @@ class Daemon(AssignmentListener):
         while owner.state is PartitionState.REPLAYING:
             if self._has_caught_up(owner):
                 self._crash_fn("replay.caught_up")
-                owner.replay_parameters = None
                 self._enter(owner, PartitionState.RUNNING)
                 self._observer.restored(owner.partition, asyncio.get_running_loop().time() - owner.assigned_at)
                 _log.info("partition_running", partition=str(owner.partition), offset=owner.committed)
                 break
             await self._moved(owner)
-        loop = asyncio.get_running_loop()
+        pause_s = self._options.snapshot_interval_s
         while True:
-            await asyncio.sleep(max(owner.snapshot_at - loop.time(), 0.0))
-            owner.snapshot_at = loop.time() + self._options.snapshot_interval_s
+            # Also where another epoch begins, so that no replay need go far into the former one.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await owner.snapshot_due.wait()
+            owner.snapshot_due.clear()
+            pause_s = self._options.snapshot_interval_s
             if owner.stepped_in_engine != owner.last_snapshot_offset and not await self._take_snapshot(owner):
-                owner.snapshot_at = loop.time() + min(self._options.snapshot_interval_s, 10.0)
+                pause_s = min(pause_s, 10.0)
 
     async def _moved(self, owner: OwnedPartition) -> None:
         """Until the partition has moved on; now and then anyway, because markers of transactions tell nobody."""
@@ -401,20 +406,22 @@ class Daemon(AssignmentListener):
         return at_end and not owner.inbox and owner.num_in_stages == 0
 
     async def _take_snapshot(self, owner: OwnedPartition) -> bool:
-        offset, states = await self._stages.export(owner)
-        if offset == owner.last_snapshot_offset:
+        exported = await self._stages.export(owner)
+        if exported.offset == owner.last_snapshot_offset:
             return True
-        while owner.committed < offset:  # step 8: only at committed offsets
+        while owner.committed < exported.offset:  # step 8: only at committed offsets
             await self._moved(owner)
-        return await self._save(owner, offset, states)
+        return await self._save(owner, exported)
 
-    async def _save(self, owner: OwnedPartition, offset: int, states: object) -> bool:
-        started = time.perf_counter()
+    async def _save(self, owner: OwnedPartition, exported: Exported) -> bool:
+        started, offset = time.perf_counter(), exported.offset
         try:
             if not owner.lock_held:
                 await self._store.acquire(*owner.partition)
                 owner.lock_held = True
-            info = await self._store.save(self._recovery.snapshot(owner.partition, offset, states))
+            info = await self._store.save(
+                self._recovery.snapshot(owner.partition, offset, exported.states, exported.epoch)
+            )
         except PersistenceError as error:
             _log.error("snapshot_failed", partition=str(owner.partition), offset=offset, error=str(error))
             self._observer.snapshot_failed(owner.partition, type(error).__name__)
@@ -467,8 +474,7 @@ class Daemon(AssignmentListener):
         self._crash_fn("revoke.committed")
         if owner.committed == owner.last_snapshot_offset:
             return True
-        offset, states = await self._stages.export(owner)
-        saved = await self._save(owner, offset, states)
+        saved = await self._save(owner, await self._stages.export(owner))
         self._crash_fn("revoke.snapshot_written")
         return saved
 

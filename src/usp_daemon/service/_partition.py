@@ -10,12 +10,13 @@ import asyncio
 import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from usp_daemon.telemetry import PartitionState
 from usp_daemon.wire import AbstractPartitionWriter, RawBatch, TopicPartition
 
+from ._epochs import ProgramEpoch, Switches
 from ._results import Answer
 
 
@@ -25,6 +26,9 @@ class OwnedPartition:
     Offsets name the *next* record: everything below ``taken`` has left the inbox, below ``stepped_in_engine`` it is in
     the predictor's state, below ``committed`` it is answered for good. Records below ``silent_below`` were answered by
     an earlier owner: they are stepped, and nothing is said about them.
+
+    ``switches`` is where which epoch began, ``epochs`` those among them that are still needed, made ready: what is
+    replayed goes by them. ``epoch`` is the one in force at ``stepped_in_engine``.
     """
 
     def __init__(self, partition: TopicPartition) -> None:
@@ -41,7 +45,10 @@ class OwnedPartition:
         self.paused = False
         self.taken = 0
         self.silent_below = 0
-        self.replay_parameters: Any = None
+        # settings
+        self.switches = Switches()
+        self.epochs: dict[int, ProgramEpoch] = {}
+        self.epoch: ProgramEpoch | None = None
         # between inbox and pending
         self.num_in_stages = 0
         self.idle = asyncio.Event()
@@ -58,7 +65,7 @@ class OwnedPartition:
         self.progress_at = 0.0
         self.moved = asyncio.Event()  # set whenever a record is stepped or a commit confirmed
         # snapshots
-        self.snapshot_at = 0.0
+        self.snapshot_due = asyncio.Event()
         self.last_snapshot_offset = -1
         self.lock_held = False
 
@@ -78,20 +85,35 @@ class OwnedPartition:
         self.inbox.append(raw)
         self.num_queued += len(raw)
 
-    def take(self, limit: int) -> tuple[RawBatch, bool] | None:
-        """Up to ``limit`` records from the inbox and whether they are silent; None when it is empty."""
+    def take(self, limit: int, current_fn: Callable[[], ProgramEpoch]) -> "Taken | None":
+        """Up to ``limit`` records of one epoch from the inbox, all silent or none; None when it is empty.
+
+        Live records come under what ``current_fn`` says is current, which begins here if it is another one than before.
+        """
         if not self.inbox or limit <= 0:
             return None
         raw = self.inbox.popleft()
-        silent = raw.offsets[0] < self.silent_below
+        first = raw.offsets[0]
+        silent = first < self.silent_below
+        if silent:
+            number = self.switches.at(first)
+            epoch = self.epochs[number or 0]
+        else:
+            epoch = current_fn()
+            if self.switches.last != epoch.number:
+                self.switches.append(epoch.number, first)
+                self.epochs.clear()
+                self.snapshot_due.set()
+        bounds = (self.silent_below, self.switches.next_after(first)) if silent else ()
         stop = min(len(raw), limit)
-        if silent and raw.offsets[stop - 1] >= self.silent_below:
-            stop = next(i for i, offset in enumerate(raw.offsets) if offset >= self.silent_below)
+        for bound in bounds:
+            if bound is not None and raw.offsets[stop - 1] >= bound:
+                stop = next(i for i, offset in enumerate(raw.offsets) if offset >= bound)
         if stop < len(raw):
             self.inbox.appendleft(slice_raw(raw, stop, len(raw)))
             raw = slice_raw(raw, 0, stop)
         self.num_queued -= len(raw)
-        return raw, silent
+        return Taken(raw, silent, epoch)
 
     def oldest_waiting_ns(self) -> int | None:
         """Record time of the oldest record that waits here for its step or its commit; None when there is none."""
@@ -117,6 +139,15 @@ class OwnedPartition:
         """Everything that waits for its commit."""
         answers, self.pending, self.num_pending, self.pending_since = self.pending, [], 0, None
         return answers
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Taken:
+    """Records of one partition that are stepped under one epoch; ``silent`` ones were answered before."""
+
+    raw: RawBatch
+    silent: bool
+    epoch: ProgramEpoch
 
 
 def slice_raw(raw: RawBatch, start: int, stop: int) -> RawBatch:

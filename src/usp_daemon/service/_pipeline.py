@@ -14,10 +14,6 @@ import concurrent.futures
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from usp_daemon.wire import (
     AbstractSink,
@@ -31,20 +27,7 @@ from usp_daemon.wire import (
 
 from ._pacing import Pacer
 from ._results import Answer, StepResult, encode_step, merge
-
-
-class Predictor(Protocol):
-    """The part of the worker that the pipeline uses."""
-
-    async def step(
-        self,
-        keys: list[Any],
-        values: NDArray[np.float64],
-        timestamps_ns: NDArray[np.int64],
-        record_timestamps_ns: NDArray[np.int64],
-    ) -> StepResult:
-        """Step every tick once, in order."""
-        ...
+from ._stepping import Predictor, StateKeys, step_together
 
 
 @dataclasses.dataclass
@@ -102,11 +85,10 @@ class Pipeline:
         self._predictor = predictor
         self._decoder = decoder
         self._encoder = encoder
-        self._key_fn = key_fn
+        self._keys = StateKeys(key_fn)
         self._max_batch = max_batch
         self._refine_fn = refine_fn
         self._pacer = pacer
-        self._keys: dict[tuple[str, int, str], Hashable] = {}
         self._raw: asyncio.Queue[RawBatch | _End] = asyncio.Queue(queue_batches)
         self._ticks: asyncio.Queue[TickBatch | _End] = asyncio.Queue(queue_batches)
         self._results: asyncio.Queue[_Stepped | _End] = asyncio.Queue(queue_batches)
@@ -173,37 +155,11 @@ class Pipeline:
                     break
                 batches.append(following)
                 num_ticks += len(following)
-            await self._results.put(_Stepped(batches, await self._step_together(batches, num_ticks)))
+            started = time.perf_counter()
+            result = await step_together(self._predictor, self._keys, batches)
+            self.stats.stepping_s += time.perf_counter() - started
+            await self._results.put(_Stepped(batches, result))
         await self._results.put(_END)
-
-    async def _step_together(self, batches: Sequence[TickBatch], num_ticks: int) -> StepResult | None:
-        if num_ticks == 0:
-            return None
-        keys = [key for batch in batches for key in self._keys_of(batch)]
-        started = time.perf_counter()
-        result = await self._predictor.step(
-            keys,
-            np.concatenate([batch.values for batch in batches]),
-            np.concatenate([batch.timestamps_ns for batch in batches]),
-            np.concatenate([batch.record_timestamps_ns for batch in batches]),
-        )
-        self.stats.stepping_s += time.perf_counter() - started
-        return result
-
-    def _keys_of(self, batch: TickBatch) -> list[Hashable]:
-        """State keys of a batch, made once per symbol; the memory of them is cleared when it grows past all reason."""
-        topic, partition = batch.raw.topic, batch.raw.partition
-        known = self._keys
-        if len(known) > 200_000:
-            known.clear()
-        keys = []
-        for symbol in batch.symbols:
-            identity = (topic, partition, symbol)
-            key = known.get(identity)
-            if key is None:
-                key = known[identity] = self._key_fn(topic, partition, symbol)
-            keys.append(key)
-        return keys
 
     async def _publish(self, codec: concurrent.futures.Executor) -> None:
         loop = asyncio.get_running_loop()

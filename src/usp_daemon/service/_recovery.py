@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from usp_daemon.compute import StateFormatError
 from usp_daemon.persistence import AbstractSnapshotStore, PartitionLockedError, Snapshot
 from usp_daemon.telemetry import PartitionState, get_logger
 from usp_daemon.wire import AbstractGroupConsumer, OffsetBounds, TopicPartition
 
 from ._commit import Committer, nothing_but
+from ._epochs import EpochBook, EpochError, ProgramEpoch, Switches
 from ._observer import Observer
 from ._partition import OwnedPartition
 from ._stages import StatefulPredictor
@@ -41,21 +43,6 @@ class RecoveryPolicy:
     initial_offset: str = "earliest"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """What the present predictor is: its identity, and its settings by dotted path with their hash.
-
-    ``structural`` names the paths whose values fix the layout of a state; ``parameters_fn`` makes the predictor's
-    parameters from such settings, for replay under those of the past.
-    """
-
-    identity: Mapping[str, str | int]
-    settings: Mapping[str, float | int | bool | str]
-    config_hash: str
-    structural: frozenset[str]
-    parameters_fn: Callable[[Mapping[str, float | int | bool | str]], Any]
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportedStates:
     """States as a predictor imports them."""
@@ -74,7 +61,7 @@ class Recovery:
         consumer: AbstractGroupConsumer,
         committer: Committer,
         predictor: StatefulPredictor,
-        program: Program,
+        epochs: EpochBook,
         policy: RecoveryPolicy,
         group: str,
         observer: Observer,
@@ -85,7 +72,7 @@ class Recovery:
         self._consumer = consumer
         self._committer = committer
         self._predictor = predictor
-        self._program = program
+        self._epochs = epochs
         self._policy = policy
         self._group = group
         self._observer = observer
@@ -100,11 +87,14 @@ class Recovery:
         partition = owner.partition
         owner.state = PartitionState.RESTORING
         self._observer.partition_state(partition, owner.state)
-        committed = await self._committer.take_over(owner)
+        standing = await self._committer.take_over(owner)
         await self._lock(owner)
         bounds = await self._consumer.bounds(partition)
-        if committed is None:
+        if standing is None:
             committed = await self._begin(owner, bounds)
+        else:
+            committed = standing.offset
+            await self._read_note(owner, standing.note)
         owner.committed = committed
         position, num_symbols = await self._restore(owner, committed, bounds)
         self._crash_fn("restore.imported")
@@ -138,8 +128,23 @@ class Recovery:
                 return
         _log.warning("snapshot_lock_missing", partition=str(owner.partition))
 
-    def snapshot(self, partition: TopicPartition, offset: int, states: Any) -> Snapshot:
-        """A snapshot of ``states``, which stand at ``offset``, under the present program."""
+    async def _read_note(self, owner: OwnedPartition, note: str) -> None:
+        """Where which epoch began; what is newest there is at most what this replica goes on with."""
+        try:
+            owner.switches = Switches.from_note(note)
+        except ValueError as error:
+            raise RecoveryError(f"{owner.partition}: {error}") from error
+        last = owner.switches.last
+        if last is not None and last > self._epochs.current.number:
+            await self._epochs.adopt_newest()
+            if last > self._epochs.current.number:
+                raise RecoveryError(
+                    f"{owner.partition} was answered under epoch {last}, and the newest one in the log of epochs is "
+                    f"{self._epochs.current.number}: bring the log back"
+                )
+
+    def snapshot(self, partition: TopicPartition, offset: int, states: Any, epoch: ProgramEpoch) -> Snapshot:
+        """A snapshot of ``states``, which stand at ``offset``, the last record below it answered under ``epoch``."""
         return Snapshot(
             topic=partition.topic,
             partition=partition.partition,
@@ -147,10 +152,10 @@ class Recovery:
             group=self._group,
             symbols=tuple(states.symbols),
             arrays=states.arrays,
-            identity=self._program.identity,
-            settings=self._program.settings,
-            config_hash=self._program.config_hash,
-            config_epoch=0,
+            identity=epoch.identity,
+            settings=epoch.settings,
+            config_hash=epoch.config_hash,
+            config_epoch=epoch.number,
             num_input_partitions=self._consumer.num_partitions(),
             created_ns=int(self._wall_clock() * 1e9),
             counters={},
@@ -170,10 +175,12 @@ class Recovery:
                     "publishing ended, or move the snapshots away to begin anew"
                 )
         # The snapshot first: a committed offset without one would look like lost state.
-        await self._store.save(self.snapshot(partition, start, ExportedStates((), {})))
+        epoch = self._epochs.current
+        await self._store.save(self.snapshot(partition, start, ExportedStates((), {}), epoch))
         self._crash_fn("begin.snapshot_written")
         owner.committed = start
-        await self._committer.publish(owner, nothing_but(partition, start))
+        owner.switches = Switches([(epoch.number, start)])
+        await self._committer.publish(owner, nothing_but(partition, start, owner.switches.note(below=start)))
         _log.info("partition_begun", partition=str(partition), offset=start)
         return start
 
@@ -182,7 +189,8 @@ class Recovery:
         partition, policy = owner.partition, self._policy
         await self._predictor.release(*partition)
         await self._predictor.limit_partitions(self._consumer.num_partitions())
-        owner.replay_parameters = None
+        owner.epochs.clear()
+        owner.epoch = self._epochs.current
         snapshot = await self._store.newest(*partition, not_above=committed)
         self._crash_fn("restore.loaded")
         if snapshot is None:
@@ -193,22 +201,7 @@ class Recovery:
                     "start its symbols anew"
                 )
             _log.warning("state_reset", partition=str(partition), offset=committed, reason="no snapshot")
-            return self._readable(owner, committed, bounds), 0
-        different = sorted(
-            path for path in self._program.structural if snapshot.settings.get(path) != self._program.settings.get(path)
-        )
-        if different and snapshot.symbols:
-            names = ", ".join(
-                f"{path} ({snapshot.settings.get(path)} then, {self._program.settings.get(path)} now)"
-                for path in different
-            )
-            if policy.on_state_incompatible == "fail":
-                raise RecoveryError(
-                    f"{partition}: the snapshot at offset {snapshot.offset} was made under other structural "
-                    f'parameters: {names}. Change them back, or set recovery.on_state_incompatible = "reset-state"'
-                )
-            _log.warning("state_reset", partition=str(partition), offset=committed, reason=names)
-            return self._readable(owner, committed, bounds), 0
+            return await self._anew(owner, committed, bounds), 0
         if snapshot.num_input_partitions != self._consumer.num_partitions():
             _log.warning(
                 "partition_count_changed",
@@ -221,14 +214,53 @@ class Recovery:
         if position < bounds.beginning and (position < committed or committed < bounds.beginning):
             position = await self._input_missing(owner, position, committed, bounds)
             if position is None:
-                return self._readable(owner, max(committed, bounds.beginning), bounds), 0
-        if position < committed:
-            self._check_exact(partition, snapshot)
-            if snapshot.config_hash != self._program.config_hash:
-                owner.replay_parameters = self._program.parameters_fn(snapshot.settings)
-        if snapshot.symbols:
-            await self._predictor.import_states(*partition, ExportedStates(snapshot.symbols, snapshot.arrays))
+                return await self._anew(owner, max(committed, bounds.beginning), bounds), 0
+        try:
+            was = await self._epoch_of(owner, snapshot, position, committed)
+            if snapshot.symbols:
+                states = ExportedStates(snapshot.symbols, snapshot.arrays)
+                await self._predictor.import_states(*partition, states, was.parameters)
+        except (StateFormatError, EpochError) as error:
+            if policy.on_state_incompatible == "fail":
+                raise RecoveryError(
+                    f"{partition}: the snapshot at offset {snapshot.offset} cannot be used by this version: {error}. "
+                    'Start the version that wrote it, or set recovery.on_state_incompatible = "reset-state"'
+                ) from error
+            _log.warning("state_reset", partition=str(partition), offset=committed, reason=str(error))
+            return await self._anew(owner, committed, bounds), 0
+        owner.epoch = was
         return position, len(snapshot.symbols)
+
+    async def _epoch_of(self, owner: OwnedPartition, snapshot: Snapshot, position: int, committed: int) -> ProgramEpoch:
+        """The epoch of the snapshot; fills what is needed for the replay from ``position`` to ``committed``."""
+        partition, switches = owner.partition, owner.switches
+        if snapshot.config_hash == self._epochs.current.config_hash:
+            was = self._epochs.current
+        else:
+            was = await self._epochs.made_of(snapshot.settings, snapshot.config_hash)
+        if position >= committed:
+            return was
+        if switches.is_full and switches.at(position) is None:
+            raise RecoveryError(
+                f"{partition}: the snapshot at offset {position} is older than the last changes of configuration that "
+                "the broker remembers: under which settings the records after it were answered is not known. Bring a "
+                'newer snapshot back, or move the old ones away and set recovery.on_state_missing = "reset-state"'
+            )
+        owner.epochs[0] = was
+        for number in switches.numbers(position, committed):
+            owner.epochs[number] = await self._epochs.get(number)
+        first = owner.epochs[switches.at(position) or 0]
+        self._check_exact(partition, snapshot, first)
+        return was
+
+    async def _anew(self, owner: OwnedPartition, offset: int, bounds: OffsetBounds) -> int:
+        """Where symbols start anew; what was answered above it (``skip`` aside, nothing) is replayed as it was."""
+        position = self._readable(owner, offset, bounds)
+        owner.epochs[0] = self._epochs.current
+        if position < owner.committed:
+            for number in owner.switches.numbers(position, owner.committed):
+                owner.epochs[number] = await self._epochs.get(number)
+        return position
 
     def _readable(self, owner: OwnedPartition, offset: int, bounds: OffsetBounds) -> int:
         """``offset``, unless retention has deleted the records there, which the policy must allow."""
@@ -255,10 +287,10 @@ class Recovery:
         )
         return bounds.beginning if policy.on_input_missing == "skip" else None
 
-    def _check_exact(self, partition: TopicPartition, snapshot: Snapshot) -> None:
-        different = sorted(
-            name for name in self._program.identity if snapshot.identity.get(name) != self._program.identity[name]
-        )
+    def _check_exact(self, partition: TopicPartition, snapshot: Snapshot, epoch: ProgramEpoch) -> None:
+        if snapshot.config_hash != epoch.config_hash and snapshot.config_epoch != epoch.number:
+            return  # taken where another epoch began, perhaps of another structure: nothing to compare with
+        different = sorted(name for name in epoch.identity if snapshot.identity.get(name) != epoch.identity[name])
         if not different or not snapshot.symbols:
             return
         names = ", ".join(different)

@@ -15,39 +15,25 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from usp_daemon.telemetry import PartitionState
-from usp_daemon.wire import RawBatch, ResultEncoder, TickBatch, TickDecoder, TopicPartition
+from usp_daemon.wire import RawBatch, TickBatch, TickDecoder, TopicPartition
 
+from ._epochs import ProgramEpoch
 from ._observer import Observer
 from ._partition import OwnedPartition
 from ._results import Answer, StepResult, encode_step
+from ._stepping import Predictor, StateKeys, step_together
 
-_KNOWN_SYMBOLS_LIMIT = 200_000
 
-
-class StatefulPredictor(Protocol):
+class StatefulPredictor(Predictor, Protocol):
     """The part of the worker that the service uses."""
-
-    async def step(
-        self,
-        keys: list[Any],
-        values: NDArray[np.float64],
-        timestamps_ns: NDArray[np.int64],
-        record_timestamps_ns: NDArray[np.int64],
-        parameters: Any = None,
-    ) -> StepResult:
-        """Step every tick once, in order, under ``parameters`` if given."""
-        ...
 
     async def export_states(self, topic: str, partition: int) -> Any:
         """The partition's states, with ``symbols`` and ``arrays``."""
         ...
 
-    async def import_states(self, topic: str, partition: int, states: Any) -> None:
-        """The reverse, into a partition that holds none."""
+    async def import_states(self, topic: str, partition: int, states: Any, parameters: Any = None) -> None:
+        """The reverse, into a partition that holds none; the states have the structure of ``parameters``."""
         ...
 
     async def release(self, topic: str, partition: int) -> int:
@@ -66,6 +52,7 @@ class _Item:
     owner: OwnedPartition
     raw: RawBatch
     silent: bool
+    epoch: ProgramEpoch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,14 +71,24 @@ class _Stepped:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Export:
     owner: OwnedPartition
-    future: "asyncio.Future[tuple[int, Any]]"
+    future: "asyncio.Future[Exported]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exported:
+    """A partition's states, the offset they stand at, and the epoch of the last record below it."""
+
+    offset: int
+    states: Any
+    epoch: ProgramEpoch
 
 
 class Stages:
     """Runs the stages until cancelled; one stage's failure ends all of them.
 
     ``max_batch`` bounds the records of one step, ``max_pending`` the answers of one partition that wait for their
-    commit before it is stepped no further. ``taken_fn`` is called after records left a partition's inbox.
+    commit before it is stepped no further. ``current_fn`` says which epoch live records are answered under;
+    ``taken_fn`` is called after records left a partition's inbox.
     """
 
     def __init__(
@@ -99,7 +96,7 @@ class Stages:
         *,
         predictor: StatefulPredictor,
         decoder: TickDecoder,
-        encoder: ResultEncoder,
+        current_fn: Callable[[], ProgramEpoch],
         key_fn: Callable[[str, int, str], Hashable],
         observer: Observer,
         max_batch: int,
@@ -110,8 +107,8 @@ class Stages:
     ) -> None:
         self._predictor = predictor
         self._decoder = decoder
-        self._encoder = encoder
-        self._key_fn = key_fn
+        self._current_fn = current_fn
+        self._keys = StateKeys(key_fn, self._look_for_conflict)
         self._observer = observer
         self._max_batch = max_batch
         self._max_pending = max_pending
@@ -122,13 +119,12 @@ class Stages:
         self._work = asyncio.Event()
         self._ticks: asyncio.Queue[_Decoded | _Export] = asyncio.Queue(depth)
         self._results: asyncio.Queue[_Stepped] = asyncio.Queue(depth)
-        self._keys: dict[tuple[str, int], dict[str, Hashable]] = {}
         self._home: dict[str, TopicPartition] = {}
         self.stepping_since: float | None = None
 
     def num_symbols(self, partition: TopicPartition) -> int:
         """Symbols seen in a partition."""
-        return len(self._keys.get(partition, ()))
+        return self._keys.num_symbols(partition)
 
     def add(self, owner: OwnedPartition) -> None:
         """Step this partition's records from now on."""
@@ -139,7 +135,7 @@ class Stages:
         """Take no more of this partition's records; those under way still come out."""
         if owner in self._partitions:
             self._partitions.remove(owner)
-        for symbol in self._keys.pop(owner.partition, {}):
+        for symbol in self._keys.forget(owner.partition):
             if self._home.get(symbol) == owner.partition:
                 del self._home[symbol]
 
@@ -147,9 +143,9 @@ class Stages:
         """There may be something to do: records came, answers were committed, a partition changed its state."""
         self._work.set()
 
-    async def export(self, owner: OwnedPartition) -> tuple[int, Any]:
-        """The partition's states after all of its ticks that are ahead in the queue, and the offset they stand at."""
-        future: asyncio.Future[tuple[int, Any]] = asyncio.get_running_loop().create_future()
+    async def export(self, owner: OwnedPartition) -> Exported:
+        """The partition's states after all of its ticks that are ahead in the queue."""
+        future: asyncio.Future[Exported] = asyncio.get_running_loop().create_future()
         await self._ticks.put(_Export(owner, future))
         return await future
 
@@ -196,11 +192,10 @@ class Stages:
         for share in (max(1, room // len(ready)), room):
             for owner in ready:
                 left = share
-                while room > 0 and left > 0 and (taken := owner.take(min(left, room))) is not None:
-                    raw, silent = taken
-                    items.append(_Item(owner, raw, silent))
-                    room -= len(raw)
-                    left -= len(raw)
+                while room > 0 and left > 0 and (taken := owner.take(min(left, room), self._current_fn)) is not None:
+                    items.append(_Item(owner, taken.raw, taken.silent, taken.epoch))
+                    room -= len(taken.raw)
+                    left -= len(taken.raw)
                     owner.num_in_stages += 1
                     owner.idle.clear()
         for owner in ready:
@@ -225,12 +220,13 @@ class Stages:
                 self.stepping_since = time.monotonic()
                 self._observer.stepping(True)
                 started = time.perf_counter()
-                result = await self._step_together(items, batches)
+                result = await step_together(self._predictor, self._keys, batches, items[0].epoch.parameters)
                 self.stepping_since = None
                 self._observer.stepping(False)
                 self._observer.stage("step", time.perf_counter() - started, sum(len(batch) for batch in batches))
                 for item in items:
                     item.owner.stepped_in_engine = item.raw.offsets[-1] + 1
+                    item.owner.epoch = item.epoch
                 await self._results.put(_Stepped(items, batches, result))
 
     async def _export(self, request: _Export) -> None:
@@ -241,38 +237,13 @@ class Stages:
                 request.future.set_exception(error)
             raise
         if not request.future.done():
-            request.future.set_result((request.owner.stepped_in_engine, states))
+            assert request.owner.epoch is not None, "a partition is stepped under an epoch from its restore on"
+            request.future.set_result(Exported(request.owner.stepped_in_engine, states, request.owner.epoch))
 
-    async def _step_together(self, items: Sequence[_Item], batches: Sequence[TickBatch]) -> StepResult | None:
-        if not any(map(len, batches)):
-            return None
-        keys = [key for batch in batches for key in self._keys_of(batch)]
-        arguments = (
-            keys,
-            np.concatenate([batch.values for batch in batches]),
-            np.concatenate([batch.timestamps_ns for batch in batches]),
-            np.concatenate([batch.record_timestamps_ns for batch in batches]),
-        )
-        parameters = items[0].owner.replay_parameters if items[0].silent else None
-        if parameters is None:
-            return await self._predictor.step(*arguments)
-        return await self._predictor.step(*arguments, parameters=parameters)
-
-    def _keys_of(self, batch: TickBatch) -> list[Hashable]:
-        partition = TopicPartition(batch.raw.topic, batch.raw.partition)
-        known = self._keys.setdefault(partition, {})
-        if len(known) > _KNOWN_SYMBOLS_LIMIT:
-            known.clear()  # far more names than states: somebody makes them up
-        keys = []
-        for symbol in batch.symbols:
-            key = known.get(symbol)
-            if key is None:
-                key = known[symbol] = self._key_fn(partition.topic, partition.partition, symbol)
-                home = self._home.setdefault(symbol, partition)
-                if home != partition:
-                    self._observer.symbol_conflict(symbol, home, partition)
-            keys.append(key)
-        return keys
+    def _look_for_conflict(self, partition: TopicPartition, symbol: str) -> None:
+        home = self._home.setdefault(symbol, partition)
+        if home != partition:
+            self._observer.symbol_conflict(symbol, home, partition)
 
     # Encode
 
@@ -286,7 +257,7 @@ class Stages:
             else:
                 started = time.perf_counter()
                 answers = await loop.run_in_executor(
-                    self._executor, encode_step, stepped.batches, stepped.result, self._encoder
+                    self._executor, encode_step, stepped.batches, stepped.result, stepped.items[0].epoch.encoder
                 )
                 self._observer.stage("encode", time.perf_counter() - started, sum(map(len, stepped.batches)))
             for item, answer in zip(stepped.items, answers, strict=True):
@@ -309,14 +280,13 @@ class Stages:
 
 
 def _in_groups(work: _Decoded) -> list[tuple[Sequence[_Item], Sequence[TickBatch]]]:
-    """What may be stepped together: the live ones, and the silent ones by the parameters they were once stepped under.
+    """What may be stepped together: records under one epoch, all silent or all live.
 
-    A partition's silent records come before its live ones, so the silent groups go first.
+    In a partition silent records come before live ones, and epochs ascend, so the groups go in that order.
     """
-    groups: dict[Any, tuple[list[_Item], list[TickBatch]]] = {}
+    groups: dict[tuple[bool, int, str], tuple[list[_Item], list[TickBatch]]] = {}
     for item, batch in zip(work.items, work.batches, strict=True):
-        key = ("silent", id(item.owner.replay_parameters)) if item.silent else ("live", 0)
-        items, batches = groups.setdefault(key, ([], []))
+        items, batches = groups.setdefault((not item.silent, item.epoch.number, item.epoch.config_hash), ([], []))
         items.append(item)
         batches.append(batch)
-    return [groups[key] for key in sorted(groups, key=lambda key: key[0] == "live")]
+    return [groups[key] for key in sorted(groups)]
