@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 import usp_daemon
@@ -17,19 +18,24 @@ from usp_daemon.compute import StartReport, StateKey, Worker, predictor_config
 from usp_daemon.config import (
     SPECS,
     ConfigError,
-    ParameterClass,
+    ConfigSource,
+    LoadedConfig,
+    ReloadOutcome,
+    ReloadReport,
+    RunningDaemon,
+    SeenBase,
     Settings,
-    diff_settings,
-    load_settings,
     parse_settings,
 )
-from usp_daemon.persistence import AbstractSnapshotStore, DirectoryStore
+from usp_daemon.persistence import AbstractEpochLog, AbstractSnapshotStore, DirectoryEpochLog, DirectoryStore, Epoch
 from usp_daemon.service import (
     Daemon,
     DaemonOptions,
+    EpochBook,
     Outcome,
-    Program,
+    ProgramEpoch,
     RecoveryPolicy,
+    Reloader,
     StopRequest,
     TelemetryObserver,
 )
@@ -44,7 +50,7 @@ from usp_daemon.telemetry import (
     telemetry_routes,
 )
 from usp_daemon.transport import tick_format_of
-from usp_daemon.transport.kafka import KafkaTransport, TopicSnapshotStore
+from usp_daemon.transport.kafka import KafkaTransport, TopicEpochLog, TopicSnapshotStore
 from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 
 _log = get_logger(__name__)
@@ -60,7 +66,9 @@ async def run_daemon(config: pathlib.Path | None) -> ExitCode:
     Raises ``ConfigError``, ``DeviceUnavailableError``, ``HttpServerError``, and, possibly in an exception group,
     ``TransportError`` when the broker cannot be reached at start or refuses for good, and ``ComputeError``.
     """
-    settings = load_settings(config)
+    source = ConfigSource(config)
+    loaded = source.load()
+    settings = loaded.settings
     configure_logging(
         settings.log.level,
         log_format=settings.log.format,
@@ -68,9 +76,10 @@ async def run_daemon(config: pathlib.Path | None) -> ExitCode:
     )
     undo_logs = route_library_logs(settings.log.level)
     stop = StopRequest()
+    reload_asked = asyncio.Event()
     try:
-        with _signals(stop, settings, config):
-            return await _serve(settings, stop)
+        with _signals(stop, settings, reload_asked):
+            return await _serve(source, loaded, stop, reload_asked)
     finally:
         undo_logs()
 
@@ -81,13 +90,17 @@ def instance_name(settings: Settings) -> str:
     return os.uname().nodename if name in ("auto", "") else name
 
 
-async def _serve(settings: Settings, stop: StopRequest) -> ExitCode:
+async def _serve(
+    source: ConfigSource, loaded: LoadedConfig, stop: StopRequest, reload_asked: asyncio.Event
+) -> ExitCode:
+    settings = loaded.settings
     registry = new_registry()
     metrics = ServiceMetrics(registry)
     health = Health(stall_timeout_s=settings.service.stall_timeout_s)
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_http(settings, registry, health))
+        port = await stack.enter_async_context(_http(settings, registry, health))
+        stack.enter_context(_announced(settings, port))
         worker = build_worker(settings)
         stack.push_async_callback(_closed_within, worker, settings.service.shutdown_timeout_s)
         # Compiled before the group is joined: a member that compiles would miss its heartbeats.
@@ -95,7 +108,7 @@ async def _serve(settings: Settings, stop: StopRequest) -> ExitCode:
         if report is None:
             return ExitCode.OK
         give_back_freed_memory()
-        _report_start(settings, metrics, report)
+        _report_start(metrics, report)
         transport = KafkaTransport(
             settings.kafka,
             guarantee=settings.delivery.guarantee,
@@ -110,14 +123,49 @@ async def _serve(settings: Settings, stop: StopRequest) -> ExitCode:
             return ExitCode.OK
         for warning in warnings:
             _log.warning("topics_warning", text=warning)
+        observer = TelemetryObserver(metrics, health)
+        epochs = EpochBook(
+            _epoch_log(settings),
+            functools.partial(make_epoch, worker, observer),
+            instance=instance_name(settings),
+            now_ns_fn=time.time_ns,
+            adopted_fn=observer.epoch_adopted,
+        )
+        stack.push_async_callback(epochs.close)
+        seen = SeenBase(settings.io.state_path)
+        has_changed = seen.has_changed(loaded.base_hash)
+        first = epochs.open(
+            settings.predictor_values(), settings.predictor_hash(), loaded.base_hash, has_changed=has_changed
+        )
+        if await _unless_stopped(first, stop) is None:
+            return ExitCode.OK
+        seen.remember(loaded.base_hash)
+
+        def reported(report: ReloadReport, now: LoadedConfig | None) -> None:
+            observer.reloaded(report.outcome.value, report.seconds)
+            report.write(settings.io.state_path)
+            if now is not None and report.outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED):
+                seen.remember(now.base_hash)
+
+        reloader = Reloader(
+            source=source,
+            started=loaded,
+            epochs=epochs,
+            check_fn=predictor_config,
+            reported_fn=reported,
+            asked=reload_asked,
+        )
         daemon = build_daemon(
             settings,
             transport=transport,
             store=_store(settings, crash_fn),
             worker=worker,
-            report=report,
-            observer=TelemetryObserver(metrics, health),
+            epochs=epochs,
+            observer=observer,
             crash_fn=crash_fn,
+            companions={
+                "daemon.reload": functools.partial(reloader.run, poll_interval_s=settings.io.config_poll_interval_s)
+            },
         )
         health.set_ready()
         outcome = await daemon.run(stop)
@@ -132,20 +180,20 @@ def build_daemon(
     transport: AbstractTransport,
     store: AbstractSnapshotStore,
     worker: Worker,
-    report: StartReport,
+    epochs: EpochBook,
     observer: TelemetryObserver,
     crash_fn: Callable[[str], None],
+    companions: Mapping[str, Callable[[], Coroutine[Any, Any, None]]],
 ) -> Daemon:
-    """The service over a transport, a store and a started worker."""
+    """The service over a transport, a store, a started worker and an open book of epochs."""
     delivery, service, recovery = settings.delivery, settings.service, settings.recovery
     return Daemon(
         transport=transport,
         predictor=worker,
         store=store,
         decoder=TickDecoder(tick_format_of(settings)),
-        encoder=ResultEncoder(config_hash=settings.predictor_hash()),
+        epochs=epochs,
         key_fn=StateKey,
-        program=program_of(settings, report),
         policy=RecoveryPolicy(
             on_state_missing=recovery.on_state_missing,
             on_input_missing=recovery.on_input_missing,
@@ -167,28 +215,35 @@ def build_daemon(
         ),
         observer=observer,
         crash_fn=crash_fn,
+        companions=companions,
     )
 
 
-def program_of(settings: Settings, report: StartReport) -> Program:
-    """What the present predictor is, for snapshots and for judging those of the past."""
-    kinds = (ParameterClass.TRACED, ParameterClass.STRUCTURAL)
-    shown = {path: value for path, value in settings.items() if SPECS[path].key.parameter_class in kinds}
+async def make_epoch(worker: Worker, observer: TelemetryObserver, epoch: Epoch) -> ProgramEpoch:
+    """An epoch ready for use: its program is compiled aside if its structure is new to ``worker``.
 
-    def parameters_of(past: Mapping[str, float | int | bool | str]) -> Any:
-        document: dict[str, dict[str, Any]] = {}
-        for path, value in past.items():
-            if path in SPECS:
-                section, _, name = path.partition(".")
-                document.setdefault(section, {})[name] = value
-        return predictor_config(parse_settings(document, source="snapshot"))
-
-    return Program(
-        identity={name: value for name, value in vars(report.identity).items()},
-        settings=shown,
-        config_hash=settings.predictor_hash(),
-        structural=frozenset(p for p in shown if SPECS[p].key.parameter_class is ParameterClass.STRUCTURAL),
-        parameters_fn=parameters_of,
+    Raises ``ValueError`` when this version cannot build a predictor from its settings.
+    """
+    document: dict[str, dict[str, Any]] = {}
+    for path, value in epoch.settings.items():
+        if path in SPECS:  # else a key of another version
+            section, _, name = path.partition(".")
+            document.setdefault(section, {})[name] = value
+    try:
+        parameters = predictor_config(parse_settings(document, source=f"epoch {epoch.number}"))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    prepared = await worker.prepare(parameters)
+    if not prepared.was_ready:
+        observer.compiled(prepared.num_compilations, prepared.compile_seconds)
+    identity = await worker.identity_of(parameters)
+    return ProgramEpoch(
+        number=epoch.number,
+        settings=epoch.settings,
+        config_hash=epoch.config_hash,
+        parameters=parameters,
+        identity=identity.as_dict(),
+        encoder=ResultEncoder(config_hash=epoch.config_hash),
     )
 
 
@@ -236,10 +291,17 @@ def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnaps
     )
 
 
+def _epoch_log(settings: Settings) -> AbstractEpochLog:
+    io = settings.io
+    if io.snapshot_store == "topic":
+        return TopicEpochLog(settings.kafka, io.snapshot_topic, instance=instance_name(settings))
+    return DirectoryEpochLog(io.snapshot_path, group=settings.kafka.group)
+
+
 @contextlib.asynccontextmanager
-async def _http(settings: Settings, registry: Any, health: Health) -> AsyncIterator[None]:
+async def _http(settings: Settings, registry: Any, health: Health) -> AsyncIterator[int | None]:
     if not settings.http.enabled:
-        yield
+        yield None
         return
     routes = telemetry_routes(registry=registry, health=health, version=usp_daemon.__version__)
     server = HttpServer(host=settings.http.host, port=settings.http.port, routes=routes)
@@ -248,7 +310,7 @@ async def _http(settings: Settings, registry: Any, health: Health) -> AsyncItera
     beating = asyncio.create_task(_beat(health), name="http.heartbeat")
     _log.info("http_listening", host=settings.http.host, port=server.port)
     try:
-        yield
+        yield server.port
     finally:
         beating.cancel()
         await server.close()
@@ -260,14 +322,13 @@ async def _beat(health: Health) -> None:
         await asyncio.sleep(1.0)
 
 
-def _report_start(settings: Settings, metrics: ServiceMetrics, report: StartReport) -> None:
+def _report_start(metrics: ServiceMetrics, report: StartReport) -> None:
     metrics.record_build(
         version=usp_daemon.__version__,
         jax=importlib.metadata.version("jax"),
         device=report.identity.device_kind,
         precision=report.identity.precision,
     )
-    metrics.record_config(config_hash=settings.content_hash(), predictor_hash=settings.predictor_hash())
     metrics.record_compilations(report.num_compilations, report.compile_seconds)
     _log.info(
         "predictor_ready",
@@ -296,8 +357,8 @@ async def _closed_within(worker: Worker, budget_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: StopRequest, settings: Settings, config: pathlib.Path | None) -> Iterator[None]:
-    """SIGTERM and SIGINT end in order, a second one hurries; SIGHUP checks the configuration."""
+def _signals(stop: StopRequest, settings: Settings, reload_asked: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT end in order, a second one hurries; SIGHUP has the configuration read again."""
     loop = asyncio.get_running_loop()
     last_resort: list[threading.Timer] = []
 
@@ -314,7 +375,7 @@ def _signals(stop: StopRequest, settings: Settings, config: pathlib.Path | None)
 
     loop.add_signal_handler(signal.SIGTERM, end)
     loop.add_signal_handler(signal.SIGINT, end)
-    loop.add_signal_handler(signal.SIGHUP, lambda: check_reload(settings, config))
+    loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
     try:
         yield
     finally:
@@ -322,20 +383,3 @@ def _signals(stop: StopRequest, settings: Settings, config: pathlib.Path | None)
             loop.remove_signal_handler(number)
         for timer in last_resort:
             timer.cancel()
-
-
-def check_reload(settings: Settings, config: pathlib.Path | None) -> None:
-    """Say what the configuration as it is now would change; a restart applies it."""
-    began = time.perf_counter()
-    try:
-        new = load_settings(config)
-    except ConfigError as error:
-        _log.error("config_refused", problems=[str(problem) for problem in error.problems])
-        return
-    changes = diff_settings(settings, new).changes
-    _log.info(
-        "config_checked",
-        changed=[change.path for change in changes],
-        takes_effect="with a restart",
-        seconds=round(time.perf_counter() - began, 3),
-    )

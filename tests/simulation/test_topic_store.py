@@ -25,7 +25,9 @@ class Replica:
         kafka = world.kafka(client_id=name)
         self.transport = world.make(kafka, "exactly_once")
         self.store = TopicSnapshotStore(kafka, f"{kafka.group}.snapshots", keep=2, instance=name)
-        self.epochs = EpochBook(TopicEpochLog(kafka, f"{kafka.group}.snapshots", instance=name), make_epoch, instance=name)
+        self.epochs = EpochBook(
+            TopicEpochLog(kafka, f"{kafka.group}.snapshots", instance=name), make_epoch, instance=name
+        )
         self.daemon = Daemon(
             transport=self.transport,
             predictor=ChainPredictor(),

@@ -65,8 +65,12 @@ class Settings:
 
         It stands in every record that is published, so it must not differ between replicas that differ in a port.
         """
+        return _hash(self.predictor_values())
+
+    def predictor_values(self) -> dict[str, Value]:
+        """The traced and structural keys by dotted path: all that an answer depends on beside the ticks."""
         kinds = (ParameterClass.TRACED, ParameterClass.STRUCTURAL)
-        return _hash({path: value for path, value in self.items() if SPECS[path].key.parameter_class in kinds})
+        return {path: value for path, value in self.items() if SPECS[path].key.parameter_class in kinds}
 
 
 def _hash(values: dict[str, Value]) -> str:

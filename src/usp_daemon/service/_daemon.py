@@ -17,7 +17,9 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable
+import types
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Mapping
+from typing import Any
 
 from usp_daemon.persistence import AbstractSnapshotStore, PersistenceError
 from usp_daemon.telemetry import PartitionState, RebalanceKind, get_logger
@@ -100,7 +102,10 @@ class StopRequest:
 
 
 class Daemon(AssignmentListener):
-    """One replica. Everything outside is handed in; :meth:`run` is called once, with ``epochs`` open."""
+    """One replica. Everything outside is handed in; :meth:`run` is called once, with ``epochs`` open.
+
+    ``companions`` are further tasks by name that run as long as the service works.
+    """
 
     def __init__(
         self,
@@ -117,12 +122,14 @@ class Daemon(AssignmentListener):
         wall_clock: Callable[[], float] = time.time,
         crash_fn: Callable[[str], None] = lambda point: None,
         executor: concurrent.futures.Executor | None = None,
+        companions: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = types.MappingProxyType({}),
     ) -> None:
         self._options = options
         self._transport = transport
         self._predictor = predictor
         self._store = store
         self._epochs = epochs
+        self._companions = companions
         self._observer = observer or Observer()
         self._crash_fn = crash_fn
         self._owned: dict[TopicPartition, OwnedPartition] = {}
@@ -205,6 +212,7 @@ class Daemon(AssignmentListener):
                     tasks.create_task(self._rejoin_when_fenced(), name="daemon.rejoin"),
                     tasks.create_task(self._epochs.follow(_EPOCH_INTERVAL_S), name="daemon.epochs"),
                 ]
+                standing += [tasks.create_task(run_fn(), name=name) for name, run_fn in self._companions.items()]
                 consuming = tasks.create_task(self._consume(), name="daemon.consume")
                 await stop.requested.wait()
                 self._closing = True

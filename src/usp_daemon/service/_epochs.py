@@ -152,7 +152,7 @@ class EpochBook:
 
     async def open(
         self, settings: Mapping[str, Value], config_hash: str, base_hash: str, *, has_changed: bool | None = None
-    ) -> None:
+    ) -> ProgramEpoch:
         """Read the log, propose ``settings`` where that is due, and make the newest epoch the current one.
 
         ``base_hash`` stands for what the operator wrote. ``has_changed`` says whether that has changed since this
@@ -175,6 +175,7 @@ class EpochBook:
                 hint="the group runs under a later epoch than this configuration; SIGHUP proposes the file again",
             )
         await self.adopt_newest()
+        return self.current
 
     async def close(self) -> None:
         """Give the log back; whatever is being made ready is dropped."""

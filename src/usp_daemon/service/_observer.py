@@ -16,6 +16,7 @@ from usp_daemon.telemetry import (
 )
 from usp_daemon.wire import TopicPartition
 
+from ._epochs import ProgramEpoch
 from ._results import Answer
 
 _log = get_logger(__name__)
@@ -82,6 +83,15 @@ class Observer:
 
     def stalled(self, what: str, seconds: float) -> None:
         """A part has made no progress for so long although it has work."""
+
+    def epoch_adopted(self, epoch: ProgramEpoch) -> None:
+        """New records are answered under ``epoch`` from now on."""
+
+    def reloaded(self, outcome: str, seconds: float) -> None:
+        """A change of the configuration was dealt with."""
+
+    def compiled(self, num_programs: int, seconds: float) -> None:
+        """Programs were compiled while the service ran."""
 
 
 class TelemetryObserver(Observer):
@@ -205,3 +215,15 @@ class TelemetryObserver(Observer):
         """See :class:`Observer`."""
         self._metrics.record_event_loop_lag(loop_lag_s)
         self._health.beat_loop()
+
+    def epoch_adopted(self, epoch: ProgramEpoch) -> None:
+        """See :class:`Observer`."""
+        self._metrics.record_epoch(epoch.number, epoch.config_hash)
+
+    def reloaded(self, outcome: str, seconds: float) -> None:
+        """See :class:`Observer`."""
+        self._metrics.record_reload(outcome, seconds)
+
+    def compiled(self, num_programs: int, seconds: float) -> None:
+        """See :class:`Observer`."""
+        self._metrics.record_compilations(num_programs, seconds)

@@ -225,7 +225,25 @@ class ServiceMetrics:
             ("in_use", "limit"),
         )
         self._config = declare.info(
-            "usp_config_info", "Hashes of the settings in force.", ("config_hash", "predictor_hash")
+            "usp_config_info", "Hash of the settings that records are answered under.", ("predictor_hash",)
+        )
+        self._config_epoch = declare.gauge(
+            "usp_config_epoch", "Number of the configuration epoch that new records are answered under."
+        )
+        self._reloads = declare.counters(
+            "usp_config_reloads_total",
+            "Changes of the configuration by outcome; a refused one changes nothing.",
+            "outcome",
+            ("applied", "unchanged", "refused", "failed"),
+        )
+        self._last_reload = declare.gauge(
+            "usp_config_last_reload_success",
+            "1 if the configuration as it is now is in force, 0 if it was refused or could not be applied.",
+        )
+        self._last_reload.set(1.0)
+        self._reload_seconds = declare.gauge(
+            "usp_config_last_reload_duration_seconds",
+            "How long the last change took from being seen to being in force.",
         )
         self._build = declare.info(
             "usp_build_info",
@@ -418,9 +436,16 @@ class ServiceMetrics:
         """The event loop came so much later than it was asked to."""
         self._loop_lag.observe(lag_s)
 
-    def record_config(self, *, config_hash: str, predictor_hash: str) -> None:
-        """These settings are in force."""
-        self._config.info({"config_hash": config_hash, "predictor_hash": predictor_hash})
+    def record_epoch(self, number: int, predictor_hash: str) -> None:
+        """New records are answered under this epoch."""
+        self._config_epoch.set(number)
+        self._config.info({"predictor_hash": predictor_hash})
+
+    def record_reload(self, outcome: str, seconds: float) -> None:
+        """A change of the configuration was dealt with."""
+        self._reloads.add(outcome)
+        self._last_reload.set(float(outcome in ("applied", "unchanged")))
+        self._reload_seconds.set(seconds)
 
     def record_build(self, *, version: str, jax: str, device: str, precision: str) -> None:
         """This is what runs."""
