@@ -200,10 +200,23 @@ def test_every_declared_metric_is_reported(metrics: ServiceMetrics, scrape: Scra
 
 
 def test_settings_and_build_are_facts(metrics: ServiceMetrics, scrape: Scrape) -> None:
-    metrics.record_config(config_hash="aa", predictor_hash="bb")
-    metrics.record_config(config_hash="cc", predictor_hash="bb")
+    metrics.record_epoch(1, "aa")
+    metrics.record_epoch(2, "bb")
     infos = {labels: number for (name, labels), number in scrape().items() if name == "usp_config_info"}
-    assert infos == {frozenset({("config_hash", "cc"), ("predictor_hash", "bb")}): 1.0}
+    assert infos == {frozenset({("predictor_hash", "bb")}): 1.0}
+    assert scrape()["usp_config_epoch", frozenset()] == 2.0
+
+
+def test_a_refused_change_shows_until_one_is_applied(metrics: ServiceMetrics, scrape: Scrape) -> None:
+    def last() -> float:
+        return scrape()["usp_config_last_reload_success", frozenset()]
+
+    assert last() == 1.0
+    metrics.record_reload("refused", 0.01)
+    assert last() == 0.0
+    assert scrape()["usp_config_reloads_total", frozenset({("outcome", "refused")})] == 1.0
+    metrics.record_reload("unchanged", 0.01)
+    assert last() == 1.0
 
 
 def test_device_that_tells_nothing_has_no_series(metrics: ServiceMetrics, scrape: Scrape) -> None:
@@ -254,5 +267,6 @@ def report_everything(metrics: ServiceMetrics, partition: TopicPartition) -> Non
     metrics.record_compilations(2, 30.0)
     metrics.record_device_memory(10, 100)
     metrics.record_event_loop_lag(0.001)
-    metrics.record_config(config_hash="aa", predictor_hash="bb")
+    metrics.record_epoch(3, "bb")
+    metrics.record_reload("refused", 0.01)
     metrics.record_build(version="1", jax="2", device="cpu", precision="float64")

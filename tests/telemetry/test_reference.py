@@ -19,7 +19,7 @@ FEW_VALUES = {
     *("config_hash", "predictor_hash", "version", "jax", "device", "precision"),  # of series with the value 1
 }
 # What a number counts when it has no base unit.
-COUNTED = ("_records", "_symbols", "_paused", "_state")
+COUNTED = ("_epoch", "_success", "_records", "_symbols", "_paused", "_state")
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def text() -> str:
     metrics.record_state(partition, PartitionState.RUNNING)
     metrics.record_snapshot(partition, 0.5, 1000)
     metrics.record_device_memory(1, 2)
-    metrics.record_config(config_hash="aa", predictor_hash="bb")
+    metrics.record_epoch(3, "bb")
+    metrics.record_reload("refused", 0.01)
     metrics.record_build(version="1", jax="2", device="cpu", precision="float64")
     return generate_latest(registry).decode()
 

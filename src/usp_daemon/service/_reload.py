@@ -1,9 +1,13 @@
 """From an edited configuration to an epoch: judged as a whole, then proposed to the group, then adopted.
 
-file, overlay or environment changed, or SIGHUP
-  --> wrong, or a locked key differs:   refused as a whole, with every reason; what was in force stays
-  --> only traced keys differ:          an epoch; nothing is compiled
-  --> structural keys differ as well:   an epoch; its programs are compiled aside before it is adopted
+==============================  ====================================================================================
+what differs                    what becomes of it
+==============================  ====================================================================================
+a value that is wrong           refused as a whole, with every reason; what was in force stays
+a locked key                    the same: it needs a restart
+traced keys only                an epoch; nothing is compiled
+structural keys as well         an epoch; its programs are compiled aside, and the former epoch serves meanwhile
+==============================  ====================================================================================
 """
 
 import asyncio
@@ -60,11 +64,11 @@ class Reloader:
 
     async def run(self, *, poll_interval_s: float) -> None:
         """Follow changes and requests until cancelled."""
-        async with ConfigWatcher(self._source, poll_interval_s=poll_interval_s, known=self._started) as watcher:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._answer_requests(), name="reload.requests")
-                async for event in watcher:
-                    await self._take(event.loaded, event.error, "file")
+        watching = ConfigWatcher(self._source, poll_interval_s=poll_interval_s, known=self._started)
+        async with watching as watcher, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._answer_requests(), name="reload.requests")
+            async for event in watcher:
+                await self._take(event.loaded, event.error, "file")
 
     async def _answer_requests(self) -> None:
         while True:
