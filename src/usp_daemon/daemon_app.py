@@ -22,7 +22,6 @@ from usp_daemon.config import (
     LoadedConfig,
     ReloadOutcome,
     ReloadReport,
-    RunningDaemon,
     SeenBase,
     Settings,
     parse_settings,

@@ -105,7 +105,7 @@ class ChainPredictor(FakePredictor):
 
     async def import_states(self, topic, partition, states, parameters=None):
         assert not any(key[:2] == (topic, partition) for key in self.seen), "import into a partition that holds states"
-        if states.symbols and "1" != self.layout:
+        if states.symbols and self.layout != "1":
             raise StateFormatError(f"the states have layout 1, this program {self.layout}")
         for symbol, count, link in zip(states.symbols, states.arrays["count"], states.arrays["chain"], strict=True):
             self.seen[topic, partition, symbol] = (int(count), float(link))
