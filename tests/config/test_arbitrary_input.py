@@ -62,8 +62,7 @@ def test_any_file(tmp_path: Any, content: bytes) -> None:
 JSON = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=10)
 ENTRIES = st.dictionaries(
     st.sampled_from([*SPECS, "orchestration.cusum_k", "kernels.log_sig_depth"]) | st.text(max_size=10),
-    st.fixed_dictionaries({}, optional={"value": SCALARS | st.none(), "base": SCALARS, "mutation": st.text()})
-    | SCALARS,
+    st.fixed_dictionaries({}, optional={"value": JSON, "base": JSON, "mutation": st.text()}) | JSON,
     max_size=4,
 )
 OVERLAYS = st.binary(max_size=60) | st.builds(
