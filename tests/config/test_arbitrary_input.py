@@ -1,5 +1,6 @@
 """Whatever stands in a file or a variable, loading ends with settings or with a ``ConfigError``."""
 
+import json
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import tomlkit
 
-from usp_daemon.config import SECTIONS, SPECS, ConfigError, Settings, load_settings, parse_settings
+from usp_daemon.config import SECTIONS, SPECS, ConfigError, ConfigSource, Settings, load_settings, parse_settings
 
 SCALARS = st.one_of(
     st.booleans(),
@@ -56,6 +57,30 @@ def test_any_file(tmp_path: Any, content: bytes) -> None:
         assert_sound(load_settings(path, {}))
     except ConfigError as error:
         assert error.problems
+
+
+JSON = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=10)
+ENTRIES = st.dictionaries(
+    st.sampled_from([*SPECS, "orchestration.cusum_k", "kernels.log_sig_depth"]) | st.text(max_size=10),
+    st.fixed_dictionaries({}, optional={"value": JSON, "base": JSON, "mutation": st.text()}) | JSON,
+    max_size=4,
+)
+OVERLAYS = st.binary(max_size=60) | st.builds(
+    lambda version, entries: json.dumps({"version": version, "entries": entries}, default=str).encode(),
+    st.sampled_from([1, 1, 1, "1"]),
+    ENTRIES,
+)
+
+
+@hypothesis.given(content=st.binary(max_size=60) | st.just(b"[orchestration]\ncusum_k = 0.25\n"), overlay=OVERLAYS)
+def test_any_overlay_beside_any_file(content: bytes, overlay: bytes) -> None:
+    try:
+        loaded = ConfigSource("any.toml", {}).judge(content, overlay)
+    except ConfigError as error:
+        assert error.problems
+    else:
+        assert_sound(loaded.settings)
+        assert all(loaded.settings[entry.path] == entry.value for entry in loaded.overlay_applied)
 
 
 @st.composite

@@ -8,11 +8,14 @@ from ._daemon_sections import Compute, Io, Meta, Security, Wire
 from ._diff import Change, SettingsDiff, diff_settings
 from ._key import Key, KeySpec, ParameterClass, Reader, Value
 from ._load import ConfigError, Problem, find_config, load_settings, parse_settings
+from ._overlay import OverlayEntry, YieldedEntry
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
 from ._reference import configuration_page, default_toml, errata_page
 from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
 from ._settings import SECTIONS, SPECS, Settings
+from ._source import ConfigSource, LoadedConfig
 from ._tuning_section import MetaOptimization
+from ._watch import ConfigEvent, ConfigWatcher
 
 __all__ = [
     "SECTIONS",
@@ -20,7 +23,10 @@ __all__ = [
     "Change",
     "Compute",
     "ConfigError",
+    "ConfigEvent",
     "ConfigReport",
+    "ConfigSource",
+    "ConfigWatcher",
     "Core",
     "Delivery",
     "Http",
@@ -29,10 +35,12 @@ __all__ = [
     "Kernels",
     "Key",
     "KeySpec",
+    "LoadedConfig",
     "Log",
     "Meta",
     "MetaOptimization",
     "Orchestration",
+    "OverlayEntry",
     "ParameterClass",
     "Problem",
     "Reader",
@@ -44,6 +52,7 @@ __all__ = [
     "Validation",
     "Value",
     "Wire",
+    "YieldedEntry",
     "check_config",
     "configuration_page",
     "default_toml",

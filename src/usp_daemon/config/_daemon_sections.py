@@ -90,6 +90,38 @@ class Io:
         locked("Telemetry records held before the oldest is dropped.", "records", 1, 1_000_000, reader=Reader.SERVICE),
     ] = 1024
 
+    # changes of the configuration while the service runs
+    state_path: Annotated[
+        str,
+        locked(
+            "Directory of what the service remembers about its own configuration: the lock, the overlay, backups, "
+            "what was tried and when. One for each replica.",
+            "path",
+            reader=Reader.SERVICE,
+        ),
+    ] = "io/state"
+    mutations_log: Annotated[
+        str,
+        locked(
+            "File of all changes that the service made, or was refused, hash-chained.", "path", reader=Reader.SERVICE
+        ),
+    ] = "io/mutations.log"
+    config_poll_interval_s: Annotated[
+        float,
+        locked(
+            "Longest time after which the file is looked at again; where the system tells of changes, they are seen "
+            "at once.",
+            "s",
+            0.1,
+            3600.0,
+            reader=Reader.SERVICE,
+        ),
+    ] = 5.0
+    config_backups_keep: Annotated[
+        int,
+        locked("Former configurations that are kept for going back.", "backups", 1, 10_000, reader=Reader.SERVICE),
+    ] = 50
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
@@ -98,6 +130,31 @@ class Security:
     allowed_mutation_rate_per_hour: Annotated[
         int, locked("Changes of configuration that the tuner may make.", "1/h", 0, 3600, reader=Reader.TUNER)
     ] = 10
+    min_ticks_between_mutations: Annotated[
+        int,
+        locked("Ticks between two changes that the tuner makes.", "ticks", 0, 1_000_000_000, reader=Reader.TUNER),
+    ] = 1000
+    max_relative_change: Annotated[
+        float,
+        locked(
+            "Most that one change may move a number, relative to what it was; depths, powers of two and network "
+            "sizes move by one level.",
+            "",
+            0.01,
+            1.0,
+            reader=Reader.TUNER,
+        ),
+    ] = 0.5
+    tabu_hours: Annotated[
+        float,
+        locked(
+            "Time for which values that were tried and rolled back are not tried again.",
+            "h",
+            0.0,
+            8760.0,
+            reader=Reader.TUNER,
+        ),
+    ] = 24.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

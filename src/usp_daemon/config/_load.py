@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import os
+import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +79,31 @@ def parse_settings(
     document: Mapping[str, Any], environ: Mapping[str, str] | None = None, *, source: str = "configuration"
 ) -> Settings:
     """Settings from a parsed ``document`` and the overrides in ``environ`` (default: none). Raises ``ConfigError``."""
-    values, problems = _from_document(document)
-    overrides, override_problems = _from_environment(environ or {})
+    values, problems = values_of_document(document)
+    overrides, override_problems = values_of_environment(environ or {})
     # an override replaces what the file says, right or wrong, but a file must be right by itself
     values.update(overrides)
     problems.extend(override_problems)
+    problems.extend(broken_rules(values, refused={problem.path for problem in problems}))
+    if problems:
+        raise ConfigError(source, problems)
+    return build_settings(values)
+
+
+def broken_rules(values: Mapping[str, Value], *, refused: Collection[str] = ()) -> list[Problem]:
+    """One problem for each combination in ``values`` and the defaults that makes no sense.
+
+    ``refused`` are paths whose values are wrong by themselves already, so that no rule judges them.
+    """
     complete = {path: spec.default for path, spec in SPECS.items()}
-    refused = {problem.path for problem in problems}
     complete.update(values)
     judged = {path: value for path, value in complete.items() if path not in refused}
+    problems = []
     for rule in RULES:
         if rule.is_broken_by(judged):
             shown = ", ".join(f"{path} = {_show_of(path, judged[path])}" for path in rule.paths)
             problems.append(Problem(rule.paths[0], rule.expectation, shown))
-    if problems:
-        raise ConfigError(source, problems)
-    return build_settings(values)
+    return problems
 
 
 def override_names(environ: Mapping[str, str]) -> list[str]:
@@ -101,34 +111,65 @@ def override_names(environ: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in OTHER_VARIABLES)
 
 
-def _read_document(path: Path) -> dict[str, Any]:
-    """The parsed file. Raises ``ConfigError`` where it cannot be read, is not UTF-8 or is not TOML."""
+def read_content(path: Path) -> bytes:
+    """The bytes of the file. Raises ``ConfigError`` where it cannot be read or is larger than any honest one.
 
-    def refuse(expected: str, got: str, hint: str = "") -> ConfigError:
-        return ConfigError(str(path), [Problem(str(path), expected, got, hint)])
-
+    It never waits: what is no regular file is refused, since opening a pipe would wait for its writer.
+    """
     try:
-        with path.open("rb") as file:
+        # a file that is opened for reading without waiting: for a regular one this makes no difference
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _refuse(path, "a regular file", "something else", "a directory, a pipe or a device")
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise refuse("a readable file", reason.lower(), "name it with --config or USP_CONFIG") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise refuse(f"at most {MAX_FILE_BYTES} bytes", "a larger file")
+        raise _unreadable(path, error) from error
+    return _of_honest_size(path, content)
+
+
+def parse_content(content: bytes, path: Path) -> dict[str, Any]:
+    """The parsed bytes of the file ``path``. Raises ``ConfigError`` where they are not UTF-8 or not TOML."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise refuse("UTF-8 text", f"byte 0x{content[error.start]:02x} at line {line}, offset {error.start}") from error
+        got = f"byte 0x{content[error.start]:02x} at line {line}, offset {error.start}"
+        raise _refuse(path, "UTF-8 text", got) from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise refuse("valid TOML", _shorten(str(error))) from error
+        raise _refuse(path, "valid TOML", _shorten(str(error))) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; tables nested thousands deep
-        raise refuse("valid TOML", _shorten(str(error))) from error
+        raise _refuse(path, "valid TOML", _shorten(str(error))) from error
 
 
-def _from_document(document: Mapping[str, Any]) -> tuple[dict[str, Value], list[Problem]]:
+def _read_document(path: Path) -> dict[str, Any]:
+    """The parsed file, which may be a pipe here. Raises ``ConfigError``."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return parse_content(_of_honest_size(path, content), path)
+
+
+def _of_honest_size(path: Path, content: bytes) -> bytes:
+    if len(content) > MAX_FILE_BYTES:
+        raise _refuse(path, f"at most {MAX_FILE_BYTES} bytes", "a larger file")
+    return content
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return _refuse(path, "a readable file", reason.lower(), "name it with --config or USP_CONFIG")
+
+
+def _refuse(path: Path, expected: str, got: str, hint: str = "") -> ConfigError:
+    return ConfigError(str(path), [Problem(str(path), expected, got, hint)])
+
+
+def values_of_document(document: Mapping[str, Any]) -> tuple[dict[str, Value], list[Problem]]:
+    """The values of a parsed file by dotted path, and everything that is wrong with it by itself."""
     values: dict[str, Value] = {}
     problems: list[Problem] = []
     for section, table in document.items():
@@ -150,7 +191,8 @@ def _from_document(document: Mapping[str, Any]) -> tuple[dict[str, Value], list[
     return values, problems
 
 
-def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value], list[Problem]]:
+def values_of_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value], list[Problem]]:
+    """The overrides in ``environ`` by dotted path, and everything that is wrong with them."""
     values: dict[str, Value] = {}
     problems: list[Problem] = []
     for variable in override_names(environ):
