@@ -92,7 +92,9 @@ class ChainPredictor(FakePredictor):
                 self.seen[key] = found
         return result
 
-    async def export_states(self, topic, partition):
+    async def export_states(self, topic, partition, parameters=None):
+        if parameters is not None:
+            self.migrate((topic, partition), parameters)
         own = {key[2]: state for key, state in self.seen.items() if key[:2] == (topic, partition)}
         symbols = tuple(own)
         return _States(

@@ -53,7 +53,7 @@ class Switches:
 
     def __init__(self, pairs: Sequence[tuple[int, int]] = ()) -> None:
         self._pairs = [(int(number), int(first)) for number, first in pairs]
-        ascending = all(a[0] < b[0] and a[1] <= b[1] for a, b in zip(self._pairs, self._pairs[1:], strict=False))
+        ascending = all(a[0] < b[0] and a[1] < b[1] for a, b in zip(self._pairs, self._pairs[1:], strict=False))
         if not ascending or any(number < 1 or first < 0 for number, first in self._pairs):
             raise ValueError(f"epochs and their first offsets must ascend, got {self._pairs}")
 

@@ -28,8 +28,8 @@ from ._stepping import Predictor, StateKeys, step_together
 class StatefulPredictor(Predictor, Protocol):
     """The part of the worker that the service uses."""
 
-    async def export_states(self, topic: str, partition: int) -> Any:
-        """The partition's states, with ``symbols`` and ``arrays``."""
+    async def export_states(self, topic: str, partition: int, parameters: Any = None) -> Any:
+        """The partition's states, with ``symbols`` and ``arrays``, in the structure of ``parameters``."""
         ...
 
     async def import_states(self, topic: str, partition: int, states: Any, parameters: Any = None) -> None:
@@ -230,15 +230,17 @@ class Stages:
                 await self._results.put(_Stepped(items, batches, result))
 
     async def _export(self, request: _Export) -> None:
+        epoch = request.owner.epoch
         try:
-            states = await self._predictor.export_states(*request.owner.partition)
+            # In the structure of the epoch that has begun, even if no tick has been stepped under it yet.
+            assert epoch is not None, "a partition is stepped under an epoch from its restore on"
+            states = await self._predictor.export_states(*request.owner.partition, epoch.parameters)
         except Exception as error:
             if not request.future.done():
                 request.future.set_exception(error)
             raise
         if not request.future.done():
-            assert request.owner.epoch is not None, "a partition is stepped under an epoch from its restore on"
-            request.future.set_result(Exported(request.owner.stepped_in_engine, states, request.owner.epoch))
+            request.future.set_result(Exported(request.owner.stepped_in_engine, states, epoch))
 
     def _look_for_conflict(self, partition: TopicPartition, symbol: str) -> None:
         home = self._home.setdefault(symbol, partition)
