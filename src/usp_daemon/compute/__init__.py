@@ -16,9 +16,11 @@ from ._errors import (
     WorkerStoppedError,
     WrongThreadError,
 )
+from ._migrate import MigrationReport, migrate_states
+from ._pool import EnginePool, PartitionMigration, structure_of
 from ._program import ProgramIdentity, StepProgram, TilePrograms, compile_programs, core_program
 from ._settings import predictor_config
-from ._worker import StartReport, Worker
+from ._worker import PrepareReport, StartReport, Worker
 
 forbid_fused_arithmetic(os.environ)
 
@@ -31,9 +33,13 @@ __all__ = [
     "DeviceUnavailableError",
     "Engine",
     "EngineFailedError",
+    "EnginePool",
     "JaxBackend",
+    "MigrationReport",
     "PartitionInUseError",
+    "PartitionMigration",
     "PartitionStates",
+    "PrepareReport",
     "ProgramIdentity",
     "StartReport",
     "StateFormatError",
@@ -49,5 +55,7 @@ __all__ = [
     "core_program",
     "default_cache_directory",
     "enable_compilation_cache",
+    "migrate_states",
     "predictor_config",
+    "structure_of",
 ]

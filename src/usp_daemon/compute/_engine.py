@@ -39,6 +39,7 @@ from ._program import (
 from ._schedule import TileJob, plan_batch
 
 _MAX_GATHERED_TILES = 8  # at once; bounds the memory of a batch that touches very many pages thinly
+_PARAMETERS_KEPT = 8  # sets on the device, so that those in use together are uploaded once
 
 
 class StateKey(NamedTuple):
@@ -70,17 +71,38 @@ class PartitionStates:
 
 
 @dataclass
+class Capacity:
+    """How many symbols may hold state, and how many do: one for all engines that share a device."""
+
+    max_symbols: int
+    taken: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_symbols < 1:
+            raise ValueError(f"max_symbols must be at least 1, got {self.max_symbols}")
+
+
+@dataclass
 class _Tile:
     """Device arrays that are handed from program to program; the previous ones are consumed on the way."""
 
     arrays: tuple[jax.Array, ...]
 
 
+@dataclass(eq=False)
+class _Parameters:
+    """One set of traced parameters on the device."""
+
+    vectors: tuple[jax.Array, ...]
+    pristine: _Tile | None = None  # the initial state that they prescribe, once it was needed
+    token: object = dataclasses.field(default_factory=object)
+
+
 @dataclass
 class _Page(_Tile):
     number: int
     partition: tuple[str, int]
-    epoch: int  # of the parameters that its unused lanes were initialised with
+    token: object  # of the parameters that its unused lanes were initialised with
     symbols: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -97,20 +119,21 @@ class Engine:
         programs: TilePrograms | None = None,
         direct_fraction: float = 0.75,
         folder: Path | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
         """Compiles all programs.
 
         ``config`` is a ``PredictorConfig``; ``choice`` the pinned device; ``max_symbols`` (at least 1) caps how many
         symbols hold state at a time; ``programs`` come from another engine with the same ``choice``, ``program`` and
         structural parameters, and are compiled if not given; ``direct_fraction`` in (0, 1] is the share of a page that
-        must have a tick for the page to be stepped without gathering (speed only); ``folder`` keeps traced programs.
+        must have a tick for the page to be stepped without gathering (speed only); ``folder`` keeps traced programs;
+        ``capacity`` of another engine makes the two share one ``max_symbols``.
         """
-        if max_symbols < 1:
-            raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
         self._owner = threading.get_ident()
         self._failure: BaseException | None = None
         self._choice = choice
-        self._max_symbols = self._partition_limit = max_symbols
+        self._capacity = capacity or Capacity(max_symbols)
+        self._partition_limit = self._capacity.max_symbols
         self._direct_fraction = direct_fraction
         self._config = config.as_arrays(choice.dtype)
         self._programs: TilePrograms = programs or compile_programs(
@@ -120,14 +143,15 @@ class Engine:
         if not due:
             raise ValueError(f"the program's columns lack {REFRESH_DUE!r}")
         self._due_leaf = due[0]
-        self._vectors = self._upload_parameters(self._config)
-        self._epoch = 0
+        self._recent: list[tuple[Any, _Parameters]] = []  # configs as they were given, the latest last
+        self._uploaded: dict[bytes, _Parameters] = {}
+        self._parameters = self._upload_parameters(self._config)
         self._slots: dict[StateKey, int] = {}
         self._pages: dict[int, _Page] = {}
         self._pages_of: dict[tuple[str, int], list[_Page]] = {}
+        self._held: dict[tuple[str, int], int] = {}  # symbols of each partition
         self._free_numbers: list[int] = []
         self._next_number = 0
-        self._pristine: _Tile | None = None
         self._spare_tiles: list[_Tile] = []
         width = choice.refresh_width
         # Two, so that one can be filled while the other is being computed.
@@ -140,6 +164,15 @@ class Engine:
     def num_symbols(self) -> int:
         """Symbols that hold state."""
         return len(self._slots)
+
+    @property
+    def capacity(self) -> Capacity:
+        """What is left for new symbols, to be shared with further engines on the device."""
+        return self._capacity
+
+    def holds(self, topic: str, partition: int) -> bool:
+        """Whether the partition has states here."""
+        return (topic, partition) in self._pages_of
 
     @property
     def num_pages(self) -> int:
@@ -183,19 +216,16 @@ class Engine:
         Raises :class:`StructuralChangeError`, and changes nothing, if a field differs that fixes shapes.
         """
         self._check_thread()
-        arrays = config.as_arrays(self._choice.dtype)
-        if jax.tree.structure(arrays) != jax.tree.structure(self._config):
-            names = _static_differences(self._config, arrays)
-            raise StructuralChangeError(
-                f"these parameters fix shapes and cannot be swapped: {', '.join(names)}; build a new engine for them"
-            )
-        old, new = jax.tree.leaves(self._config), jax.tree.leaves(arrays)
-        if any(np.shape(a) != np.shape(b) or a.dtype != b.dtype for a, b in zip(old, new, strict=True)):
-            raise StructuralChangeError("a traced parameter changed its shape or dtype; build a new engine for it")
-        self._vectors = self._upload_parameters(arrays)
-        self._config = arrays
-        self._epoch += 1
-        self._pristine = None
+        self._parameters = self._parameters_of(config)
+
+    def pristine_state(self, config: Any = None) -> dict[str, np.ndarray]:
+        """The leaves of a symbol that has seen nothing by path, as the traced parameters of ``config`` prescribe."""
+        self._check_thread()
+        parameters = self._parameters if config is None else self._parameters_of(config)
+        with self._guard():
+            host = [np.asarray(array)[:1] for array in self._pristine_tile(parameters).arrays]
+        packing = self._programs.state_packing
+        return {leaf.path: np.asarray(packing.read(leaf, host)[0]) for leaf in packing.leaves}
 
     def step(
         self,
@@ -214,12 +244,12 @@ class Engine:
         """
         self._check_thread()
         if parameters is not None:
-            usual = self._config
-            self.set_parameters(parameters)
+            usual = self._parameters
+            self._parameters = self._parameters_of(parameters)
             try:
                 return self.step(keys, values, timestamps_ns, record_timestamps_ns)
             finally:
-                self.set_parameters(usual)
+                self._parameters = usual
         num_ticks = len(keys)
         with np.errstate(over="ignore"):  # beyond float32 is infinite, which the gate refuses
             values = np.asarray(values, np.float64).astype(self._choice.dtype)
@@ -244,7 +274,7 @@ class Engine:
         Whether a symbol is admitted then depends on its own partition only, not on what else is held here.
         """
         self._check_thread()
-        self._partition_limit = max(1, -(-self._max_symbols // max(1, num_partitions)))
+        self._partition_limit = max(1, -(-self._capacity.max_symbols // max(1, num_partitions)))
 
     def release(self, topic: str, partition: int) -> int:
         """Drops the partition's symbols and pages, and returns how many symbols that were."""
@@ -255,7 +285,9 @@ class Engine:
                 del self._slots[StateKey(topic, partition, symbol)]
             del self._pages[page.number]
             self._free_numbers.append(page.number)
-        return sum(len(page.symbols) for page in pages)
+        num_symbols = self._held.pop((topic, partition), 0)
+        self._capacity.taken -= num_symbols
+        return num_symbols
 
     def export_states(self, topic: str, partition: int) -> PartitionStates:
         """The partition's states on the host, in order of admission; waits for the device."""
@@ -289,6 +321,7 @@ class Engine:
                     packing_view[: len(symbols)] = rows.reshape((len(symbols), *packing_view.shape[1:]))
                 page.arrays = tuple(self._put(array) for array in host)
                 page.symbols.extend(symbols)
+                self._count((topic, partition), len(symbols))
                 for lane, symbol in enumerate(symbols):
                     self._slots[StateKey(topic, partition, symbol)] = page.number * width + lane
 
@@ -338,7 +371,9 @@ class Engine:
                 tile_stamps = np.zeros((3, self._choice.tile_width), np.int64)
                 tile_values[into] = values[rows]
                 tile_stamps[0, into], tile_stamps[1, into], tile_stamps[2, into] = stamps[0][rows], stamps[1][rows], 1
-                tile.arrays, result = self._programs.advance(tile.arrays, tile_values, tile_stamps, self._vectors)
+                tile.arrays, result = self._programs.advance(
+                    tile.arrays, tile_values, tile_stamps, self._parameters.vectors
+                )
                 in_flight.append((tile, rows, into, result))
             refresh_due = []
             for tile, rows, into, result in in_flight:
@@ -373,7 +408,7 @@ class Engine:
             self._move(self._programs.gather_refresh, small, tile, lanes, place)
             places.append(place)
             first += lanes.size
-        small.arrays = self._programs.refresh(small.arrays, self._vectors)
+        small.arrays = self._programs.refresh(small.arrays, self._parameters.vectors)
         for (tile, lanes), place in zip(pool, places, strict=True):
             self._move(self._programs.scatter_refresh, tile, small, place, lanes)
 
@@ -414,14 +449,14 @@ class Engine:
             return known
         width = self._choice.tile_width
         partition = (key.topic, key.partition)
-        pages = self._pages_of.get(partition)
-        held = sum(len(page.symbols) for page in pages or ())
-        if len(self._slots) >= self._max_symbols or held >= self._partition_limit:
+        if self._capacity.taken >= self._capacity.max_symbols or self._held.get(partition, 0) >= self._partition_limit:
             return -1
+        pages = self._pages_of.get(partition)
         page = pages[-1] if pages and len(pages[-1].symbols) < width else self._new_page(partition)
         lane = len(page.symbols)
         page.symbols.append(key.symbol)
-        if page.epoch != self._epoch:
+        self._count(partition, 1)
+        if page.token is not self._parameters.token:
             stale_lanes.setdefault(page.number, []).append(lane)
         slot = self._slots[StateKey(*key)] = page.number * width + lane
         return slot
@@ -429,35 +464,68 @@ class Engine:
     def _initialize_lanes(self, stale_lanes: Mapping[Any, list[int]]) -> None:
         """Gives lanes of older pages the initial state that the present parameters prescribe."""
         for number, lanes in stale_lanes.items():
-            if self._pristine is None:
-                self._pristine = _Tile(self._programs.initialize(self._vectors))
             into = np.asarray(lanes)
-            self._move(self._programs.gather, self._pages[number], self._pristine, into, into)
+            self._move(self._programs.gather, self._pages[number], self._pristine_tile(self._parameters), into, into)
+
+    def _pristine_tile(self, parameters: _Parameters) -> _Tile:
+        if parameters.pristine is None:
+            parameters.pristine = _Tile(self._programs.initialize(parameters.vectors))
+        return parameters.pristine
+
+    def _count(self, partition: tuple[str, int], num_symbols: int) -> None:
+        self._held[partition] = self._held.get(partition, 0) + num_symbols
+        self._capacity.taken += num_symbols
 
     def _new_page(self, partition: tuple[str, int]) -> _Page:
         if self._free_numbers:
             number = self._free_numbers.pop()
         else:
             number, self._next_number = self._next_number, self._next_number + 1
-        page = _Page(self._programs.initialize(self._vectors), number, partition, self._epoch)
+        page = _Page(self._programs.initialize(self._parameters.vectors), number, partition, self._parameters.token)
         self._pages[number] = page
         self._pages_of.setdefault(partition, []).append(page)
         return page
 
     def _borrow_tile(self) -> _Tile:
-        return self._spare_tiles.pop() if self._spare_tiles else _Tile(self._programs.initialize(self._vectors))
+        return (
+            self._spare_tiles.pop() if self._spare_tiles else _Tile(self._programs.initialize(self._parameters.vectors))
+        )
 
     # Plumbing
 
     def _host_tile(self) -> list[np.ndarray]:
-        return [np.asarray(array) for array in self._programs.initialize(self._vectors)]
+        return [np.asarray(array) for array in self._programs.initialize(self._parameters.vectors)]
 
     def _put(self, array: np.ndarray) -> jax.Array:
         """A device array that owns its memory, since the programs will consume it."""
         return jax.device_put(array, self._choice.device, may_alias=False)
 
-    def _upload_parameters(self, config: Any) -> tuple[jax.Array, ...]:
-        return tuple(self._put(vector) for vector in pack_parameters(self._programs.config_packing, config))
+    def _parameters_of(self, config: Any) -> _Parameters:
+        """``config`` on the device; raises :class:`StructuralChangeError` if it is of another structure."""
+        for known, parameters in reversed(self._recent):
+            if known is config:
+                return parameters
+        arrays = config.as_arrays(self._choice.dtype)
+        if jax.tree.structure(arrays) != jax.tree.structure(self._config):
+            names = _static_differences(self._config, arrays)
+            raise StructuralChangeError(
+                f"these parameters fix shapes and cannot be swapped: {', '.join(names)}; build a new engine for them"
+            )
+        old, new = jax.tree.leaves(self._config), jax.tree.leaves(arrays)
+        if any(np.shape(a) != np.shape(b) or a.dtype != b.dtype for a, b in zip(old, new, strict=True)):
+            raise StructuralChangeError("a traced parameter changed its shape or dtype; build a new engine for it")
+        parameters = self._upload_parameters(arrays)
+        self._recent = [*self._recent[1 - _PARAMETERS_KEPT :], (config, parameters)]
+        return parameters
+
+    def _upload_parameters(self, arrays: Any) -> _Parameters:
+        vectors = pack_parameters(self._programs.config_packing, arrays)
+        values = b"".join(vector.tobytes() for vector in vectors)
+        parameters = self._uploaded.pop(values, None) or _Parameters(tuple(self._put(vector) for vector in vectors))
+        self._uploaded[values] = parameters  # the latest last
+        if len(self._uploaded) > _PARAMETERS_KEPT:
+            del self._uploaded[next(iter(self._uploaded))]
+        return parameters
 
     def _check_importable(self, topic: str, partition: int, states: PartitionStates) -> None:
         if self._pages_of.get((topic, partition)):
@@ -465,10 +533,10 @@ class Engine:
         num_symbols = len(states.symbols)
         if len(set(states.symbols)) != num_symbols:
             raise StateFormatError(f"the states of {topic}[{partition}] name a symbol twice")
-        if self.num_symbols + num_symbols > self._max_symbols:
+        if self._capacity.taken + num_symbols > self._capacity.max_symbols:
             raise CapacityError(
-                f"{num_symbols} symbols of {topic}[{partition}] do not fit: {self.num_symbols} of max_symbols = "
-                f"{self._max_symbols} are taken"
+                f"{num_symbols} symbols of {topic}[{partition}] do not fit: {self._capacity.taken} of max_symbols = "
+                f"{self._capacity.max_symbols} are taken"
             )
         expected = {leaf.path: ((num_symbols, *leaf.shape), leaf.dtype) for leaf in self._programs.state_packing.leaves}
         got = {path: (np.shape(array), np.asarray(array).dtype) for path, array in states.arrays.items()}

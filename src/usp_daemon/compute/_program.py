@@ -53,7 +53,8 @@ class StepProgram:
     ``initialize(config, dtype)`` gives a state, ``advance(state, observation, config)`` the next state and a result,
     ``refresh(state, config)`` the state after heavy work, ``columns(result)`` the arrays to publish by name; among them
     the flag ``refresh_due``, which says that ``refresh`` must run before this symbol's next tick. ``digest`` stands for
-    the sources of all four; with None, what is traced is never kept.
+    the sources of all four; with None, what is traced is never kept. ``origin``, ``package.module:function``, is where
+    another process gets the program from; with None, none can.
     """
 
     initialize: Callable[[Any, Any], Any]
@@ -61,6 +62,7 @@ class StepProgram:
     refresh: Callable[[Any, Any], Any]
     columns: Callable[[Any], Mapping[str, Any]]
     digest: str | None = None
+    origin: str | None = None
 
 
 def core_program() -> StepProgram:
@@ -73,6 +75,7 @@ def core_program() -> StepProgram:
         refresh=core.refresh,
         columns=prediction_columns,
         digest=sources_digest(),
+        origin=f"{__name__}:core_program",
     )
 
 

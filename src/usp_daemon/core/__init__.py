@@ -8,6 +8,7 @@ from ._adaptive import (
 )
 from ._change_point import update_cusum_statistics
 from ._fusion import fuse_kernel_outputs
+from ._migration import MigratedArrays, migrate_arrays
 from ._orchestrator import advance, atomic_state_update, orchestrate_step, orchestrate_step_batch, refresh
 from ._parameters import (
     DGM_TIERS,
@@ -51,6 +52,7 @@ __all__ = [
     "InternalState",
     "KernelOutput",
     "KernelType",
+    "MigratedArrays",
     "OperatingMode",
     "OrchestrationResult",
     "PredictionResult",
@@ -70,6 +72,7 @@ __all__ = [
     "fuse_kernel_outputs",
     "initialize_batched_states",
     "initialize_state",
+    "migrate_arrays",
     "orchestrate_step",
     "orchestrate_step_batch",
     "refresh",

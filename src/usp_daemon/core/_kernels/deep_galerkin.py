@@ -344,6 +344,13 @@ def highest_tier(config: PredictorConfig) -> Count:
     return jnp.max(jnp.where(_allowed_tiers(config), jnp.arange(len(DGM_TIERS)), 0)).astype(jnp.int32)
 
 
+def highest_tier_on_host(config: PredictorConfig) -> int:
+    """:func:`highest_tier` of parameters that are plain numbers, without a device."""
+    base = _base_tier(config)
+    limit = max(float(config.dgm_scaling_cap), 1.0)
+    return max(tier for tier in range(base, len(DGM_TIERS)) if _CAPACITIES[tier] <= limit * _CAPACITIES[base])
+
+
 def tier_for(width: Scalar | Count, depth: Scalar | Count, config: PredictorConfig) -> Count:
     """The shipped tier whose capacity ``width * depth`` is nearest in ratio to the one asked for.
 

@@ -52,14 +52,14 @@ def num_linear_features(config: PredictorConfig) -> int:
     return 2 + config.kernel_a_lags + _NUM_SEASONAL
 
 
-def _delays(config: PredictorConfig) -> tuple[int, ...]:
+def delays(config: PredictorConfig) -> tuple[int, ...]:
     """Delays of the embedding: now, and then geometrically from 1 to ``kernel_a_lags``."""
     dimension = config.kernel_a_embedding_dim
     geometric = np.geomspace(1.0, config.kernel_a_lags, dimension - 1) if dimension > 1 else np.empty(0)
     return (0, *np.round(geometric).astype(int).tolist())
 
 
-def _random_projection(config: PredictorConfig) -> tuple[np.ndarray, np.ndarray]:
+def random_projection(config: PredictorConfig) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies of a unit Gaussian kernel and phases: fixed, the same for every symbol and every run."""
     generator = np.random.default_rng(20260219)
     frequencies = generator.standard_normal((config.kernel_a_embedding_dim, config.kernel_a_features))
@@ -117,10 +117,10 @@ def _features(
     differences = jnp.where(found, jnp.clip(differences, -2.0 * _INPUT_BOUND, 2.0 * _INPUT_BOUND), 0.0)
     one = jnp.ones((1,), now.dtype)
     linear = jnp.concatenate([one, increments, observation.level[None], differences])
-    delays = jnp.asarray(_delays(config), jnp.int32)
-    embedding = observation.level + (recent[delays] - now) / observation.scale / observation.level_unit
+    steps = jnp.asarray(delays(config), jnp.int32)
+    embedding = observation.level + (recent[steps] - now) / observation.scale / observation.level_unit
     embedding = jnp.clip(embedding, -_INPUT_BOUND, _INPUT_BOUND)
-    frequencies, phases = _random_projection(config)
+    frequencies, phases = random_projection(config)
     projected = jnp.sum(embedding[:, None] * jnp.asarray(frequencies, now.dtype), axis=0) / config.kernel_a_bandwidth
     amplitude = float(np.sqrt(2.0 / config.kernel_a_features))
     return linear, amplitude * cosine(projected + jnp.asarray(phases, now.dtype))
