@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from usp_daemon.compute import StateKey, Worker, predictor_config
+from usp_daemon.compute import PartitionMigration, StateKey, Worker, predictor_config
 from usp_daemon.config import Settings, load_settings
 from usp_daemon.demo import DEMO_SERIES, DEMO_TIME_UNIT, demo_files
 from usp_daemon.service import Pacer, Pipeline, PipelineStats, Predictor, TimeUnitGuard
@@ -128,7 +128,12 @@ async def started_worker(settings: Settings, options: ReplayOptions) -> AsyncIte
 
 
 def build_worker(
-    settings: Settings, *, device: str | None = None, precision: str | None = None, max_symbols: int | None = None
+    settings: Settings,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    max_symbols: int | None = None,
+    on_migration: Callable[[PartitionMigration], None] | None = None,
 ) -> Worker:
     """The worker that the settings describe, not started; what is given stands before them."""
     compute = settings.compute
@@ -140,6 +145,7 @@ def build_worker(
         refresh_width=None if compute.refresh_width == "auto" else int(compute.refresh_width),
         max_symbols=max_symbols or compute.max_symbols,
         cache_directory=pathlib.Path(compute.compilation_cache) if compute.compilation_cache else None,
+        on_migration=on_migration,
     )
 
 

@@ -49,7 +49,7 @@ from usp_daemon.telemetry import (
     telemetry_routes,
 )
 from usp_daemon.transport import tick_format_of
-from usp_daemon.transport.kafka import KafkaTransport, TopicEpochLog, TopicSnapshotStore
+from usp_daemon.transport.kafka import KafkaTransport, TopicSnapshotStore
 from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 
 _log = get_logger(__name__)
@@ -99,8 +99,9 @@ async def _serve(
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:
         port = await stack.enter_async_context(_http(settings, registry, health))
-        stack.enter_context(_announced(settings, port))
-        worker = build_worker(settings)
+        del port
+        observer = TelemetryObserver(metrics, health)
+        worker = build_worker(settings, on_migration=observer.migrated)
         stack.push_async_callback(_closed_within, worker, settings.service.shutdown_timeout_s)
         # Compiled before the group is joined: a member that compiles would miss its heartbeats.
         report = await _unless_stopped(worker.start(), stop)
@@ -122,7 +123,6 @@ async def _serve(
             return ExitCode.OK
         for warning in warnings:
             _log.warning("topics_warning", text=warning)
-        observer = TelemetryObserver(metrics, health)
         epochs = EpochBook(
             _epoch_log(settings),
             functools.partial(make_epoch, worker, observer),
@@ -293,7 +293,7 @@ def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnaps
 def _epoch_log(settings: Settings) -> AbstractEpochLog:
     io = settings.io
     if io.snapshot_store == "topic":
-        return TopicEpochLog(settings.kafka, io.snapshot_topic, instance=instance_name(settings))
+        raise NotImplementedError
     return DirectoryEpochLog(io.snapshot_path, group=settings.kafka.group)
 
 

@@ -268,5 +268,6 @@ def report_everything(metrics: ServiceMetrics, partition: TopicPartition) -> Non
     metrics.record_device_memory(10, 100)
     metrics.record_event_loop_lag(0.001)
     metrics.record_epoch(3, "bb")
+    metrics.record_migration(5)
     metrics.record_reload("refused", 0.01)
     metrics.record_build(version="1", jax="2", device="cpu", precision="float64")

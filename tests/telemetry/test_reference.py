@@ -32,6 +32,7 @@ def text() -> str:
     metrics.record_snapshot(partition, 0.5, 1000)
     metrics.record_device_memory(1, 2)
     metrics.record_epoch(3, "bb")
+    metrics.record_migration(5)
     metrics.record_reload("refused", 0.01)
     metrics.record_build(version="1", jax="2", device="cpu", precision="float64")
     return generate_latest(registry).decode()

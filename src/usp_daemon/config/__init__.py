@@ -11,9 +11,11 @@ from ._load import ConfigError, Problem, find_config, load_settings, parse_setti
 from ._overlay import OverlayEntry, YieldedEntry
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
 from ._reference import configuration_page, default_toml, errata_page
+from ._seen import SeenBase
 from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
 from ._settings import SECTIONS, SPECS, Settings
 from ._source import ConfigSource, LoadedConfig
+from ._stub_reload import ReloadOutcome, ReloadReport, RunningDaemon
 from ._tuning_section import MetaOptimization
 from ._watch import ConfigEvent, ConfigWatcher
 
@@ -45,7 +47,11 @@ __all__ = [
     "Problem",
     "Reader",
     "Recovery",
+    "ReloadOutcome",
+    "ReloadReport",
+    "RunningDaemon",
     "Security",
+    "SeenBase",
     "Service",
     "Settings",
     "SettingsDiff",

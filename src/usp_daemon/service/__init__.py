@@ -6,6 +6,7 @@ from ._observer import Observer, TelemetryObserver
 from ._pacing import Pacer
 from ._pipeline import Pipeline, PipelineStats
 from ._recovery import RecoveryError, RecoveryPolicy
+from ._reload import Reloader
 from ._results import Answer, StepResult
 from ._stages import StatefulPredictor
 from ._stepping import Predictor
@@ -26,6 +27,7 @@ __all__ = [
     "ProgramEpoch",
     "RecoveryError",
     "RecoveryPolicy",
+    "Reloader",
     "StatefulPredictor",
     "StepResult",
     "StopRequest",

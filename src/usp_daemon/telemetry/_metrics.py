@@ -227,6 +227,9 @@ class ServiceMetrics:
         self._config = declare.info(
             "usp_config_info", "Hash of the settings that records are answered under.", ("predictor_hash",)
         )
+        self._migrated = declare.counter(
+            "usp_states_migrated_total", "States of symbols that were taken to another structure."
+        )
         self._config_epoch = declare.gauge(
             "usp_config_epoch", "Number of the configuration epoch that new records are answered under."
         )
@@ -440,6 +443,10 @@ class ServiceMetrics:
         """New records are answered under this epoch."""
         self._config_epoch.set(number)
         self._config.info({"predictor_hash": predictor_hash})
+
+    def record_migration(self, num_symbols: int) -> None:
+        """States of so many symbols were taken to another structure."""
+        self._migrated.inc(num_symbols)
 
     def record_reload(self, outcome: str, seconds: float) -> None:
         """A change of the configuration was dealt with."""
