@@ -31,7 +31,7 @@ from usp_daemon.wire import RawBatch, ResultEncoder, TickDecoder
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 NUM_EDITS = 12 if FULL else 4
-PER_SECOND = 1_000
+PER_SECOND = 400
 RELOAD_TIMEOUT_S = 60.0
 
 
@@ -73,7 +73,7 @@ async def test_edits_under_load_and_kills_among_them(kafka_bootstrap_servers, to
     edited.write(cusum_k=0.5)
     replica.start()
     await replica.wait_ready(holding=NUM_PARTITIONS)
-    records = list(seeded_ticks(5, 200_000))
+    records = list(seeded_ticks(5, 60_000 if FULL else 12_000))
     ended = asyncio.Event()
     feeding = asyncio.create_task(feed(servers, topic, records, ended))
     times = []
