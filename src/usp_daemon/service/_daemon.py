@@ -393,7 +393,7 @@ class Daemon(AssignmentListener):
                 await owner.moved.wait()
 
     def _has_caught_up(self, owner: OwnedPartition) -> bool:
-        if owner.stepped_in_engine >= owner.silent_below and owner.num_in_stages == 0:
+        if owner.stepped_in_engine >= owner.silent_below:
             return True
         # Between the last record and the committed offset there may be nothing but markers of transactions.
         position = self._consumer.position(owner.partition)
