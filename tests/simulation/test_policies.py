@@ -277,3 +277,20 @@ def test_a_group_that_has_lost_its_offsets_does_not_begin_anew_beside_its_snapsh
         assert world.sequence(FIRST) == list(range(1, 21))
 
     run_virtually(story())
+
+
+def test_a_partition_that_is_never_idle_runs_once_its_replay_is_done():
+    async def story():
+        world = World()
+        await world.interrupted_with_replay()
+        world.start()
+        await world.running()
+        daemon, owner = world.replica.daemon, world.replica.daemon.partitions[FIRST]
+        owner.num_in_stages += 1  # live records under way, as always under a steady load
+        assert owner.stepped_in_engine >= owner.silent_below
+        assert daemon._has_caught_up(owner)
+        owner.silent_below = owner.stepped_in_engine + 1
+        assert not daemon._has_caught_up(owner)
+        await world.replica.kill()
+
+    run_virtually(story())
