@@ -57,6 +57,18 @@ class Daemon:
             time.sleep(POLL_S)
         return True
 
+    def has_paused(self, timeout_s: float) -> bool:
+        """After SIGSTOP, waits until no thread of it runs; False if one still does after ``timeout_s``.
+
+        The signal reaches each thread by itself, and until then a thread may answer one more request.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (pid := self.pid) is not None and any(state not in "TtZX" for state in _thread_states(pid)):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     @property
     def resident_bytes(self) -> int:
         """Its resident memory; 0 if it does not run."""
@@ -70,10 +82,20 @@ class Daemon:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def _thread_states(pid: int) -> list[str]:
+    """State letters of a process's threads; of those that end meanwhile, none."""
+    stats = [_stat_in(task) for task in Path(f"/proc/{pid}/task").glob("*")]
+    return [stat[0] for stat in stats if stat is not None]
+
+
 def _stat(pid: int) -> tuple[str, int] | None:
     """State letter and start time in clock ticks since boot of a process; None if there is none."""
+    return _stat_in(Path(f"/proc/{pid}"))
+
+
+def _stat_in(folder: Path) -> tuple[str, int] | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        text = (folder / "stat").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command's name, in parentheses, may hold spaces and parentheses.
