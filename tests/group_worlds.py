@@ -103,7 +103,7 @@ class AbstractWorld(abc.ABC):
         await writer.open()
         return writer
 
-    def batch(self, number, position, values=(b"p",), *, alarms=(), dead_letters=(), times=()):
+    def batch(self, number, position, values=(b"p",), *, alarms=(), dead_letters=(), times=(), note=""):
         """Results of the records up to ``position`` of input partition ``number``."""
         topic = self.kafka_options["input_topic"]
 
@@ -116,6 +116,7 @@ class AbstractWorld(abc.ABC):
             alarms=records(alarms),
             dead_letters=records(dead_letters, headers=[[("usp-reason", b"r"), ("h", b"v")]] * len(dead_letters)),
             positions={self.partition(number): position},
+            note=note,
         )
 
     @abc.abstractmethod

@@ -181,12 +181,12 @@ class Broker:
                 raise BrokerFailed(f"node {number} (process {self.daemon(number).pid}) outlives SIGKILL")
 
     def pause(self, node: int | None = None) -> None:
-        """SIGSTOP; returns when every thread stands still: connections stay open, nothing answers."""
+        """SIGSTOP: connections stay open, nothing answers from the moment on at which this returns."""
         for number in self._chosen(node):
             self.daemon(number).signal(signal.SIGSTOP)
         for number in self._chosen(node):
-            if not self.daemon(number).has_paused(STOP_TIMEOUT_S):
-                raise BrokerFailed(f"node {number} (process {self.daemon(number).pid}) runs on after SIGSTOP")
+            if not self.daemon(number).has_stopped(STOP_TIMEOUT_S):
+                raise BrokerFailed(f"node {number} (process {self.daemon(number).pid}) goes on after SIGSTOP")
 
     def resume(self, node: int | None = None) -> None:
         """SIGCONT."""

@@ -48,22 +48,25 @@ class Daemon:
             except ProcessLookupError:
                 return
 
-    def has_ended(self, timeout_s: float) -> bool:
-        """Waits until it runs no more; False if it still does after ``timeout_s``."""
+    def has_stopped(self, timeout_s: float) -> bool:
+        """Waits until every thread of it stands still after SIGSTOP; False if one still runs after ``timeout_s``.
+
+        The signal is sent to the process, and its threads on other cores hear of it a moment later.
+        """
         deadline = time.monotonic() + timeout_s
-        while self.pid is not None:
+        while (pid := self.pid) is not None:
+            states = [_stat(f"{pid}/task/{thread}") for thread in os.listdir(f"/proc/{pid}/task")]
+            if all(stat is None or stat[0] in "TZX" for stat in states):
+                return True
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_S)
         return True
 
-    def has_paused(self, timeout_s: float) -> bool:
-        """After SIGSTOP, waits until no thread of it runs; False if one still does after ``timeout_s``.
-
-        The signal reaches each thread by itself, and until then a thread may answer one more request.
-        """
+    def has_ended(self, timeout_s: float) -> bool:
+        """Waits until it runs no more; False if it still does after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while (pid := self.pid) is not None and any(state not in "TtZX" for state in _thread_states(pid)):
+        while self.pid is not None:
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_S)
@@ -82,20 +85,10 @@ class Daemon:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _thread_states(pid: int) -> list[str]:
-    """State letters of a process's threads; of those that end meanwhile, none."""
-    stats = [_stat_in(task) for task in Path(f"/proc/{pid}/task").glob("*")]
-    return [stat[0] for stat in stats if stat is not None]
-
-
-def _stat(pid: int) -> tuple[str, int] | None:
-    """State letter and start time in clock ticks since boot of a process; None if there is none."""
-    return _stat_in(Path(f"/proc/{pid}"))
-
-
-def _stat_in(folder: Path) -> tuple[str, int] | None:
+def _stat(pid: int | str) -> tuple[str, int] | None:
+    """State letter and start time in clock ticks since boot of a process or a "process/task/thread"; None if gone."""
     try:
-        text = (folder / "stat").read_text("utf-8", "replace")
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command's name, in parentheses, may hold spaces and parentheses.

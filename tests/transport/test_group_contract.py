@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from group_worlds import KafkaWorld, MemoryWorld, read, until
-from usp_daemon.wire import FencedError, OffsetOutOfRangeError, OutcomeUnknownError
+from usp_daemon.wire import MAX_NOTE_BYTES, FencedError, OffsetOutOfRangeError, OutcomeUnknownError
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -217,6 +217,49 @@ async def test_a_publication_that_was_cut_short_leaves_nothing_or_all(world):
     await again.publish(world.batch(0, 3, [b"2"]))
     await until(lambda: has(world, world.kafka().predictions_topic, 0, committed + 1))
     assert await world.predictions(0) == [*[b"0", b"1", b"2"][:committed], b"2"]
+
+
+NOTE = '{"epochs":[[1,0],[12,9007199254740993]],"é":"\N{SNOWMAN}"}'
+
+
+async def test_a_note_stands_beside_the_offset_and_goes_with_it(world):
+    transport, consumer, _ = await world.member()
+    writer = await world.writer(transport, 0)
+    assert await consumer.committed_with_note(world.partition(0)) is None
+    await writer.publish(world.batch(0, 1, note=NOTE))
+    assert await consumer.committed_with_note(world.partition(0)) == (1, NOTE)
+    await writer.publish(world.batch(0, 2))
+    assert await consumer.committed_with_note(world.partition(0)) == (2, "")
+    longest = "n" * MAX_NOTE_BYTES
+    await writer.publish(world.batch(0, 3, note=longest))
+    assert await consumer.committed_with_note(world.partition(0)) == (3, longest)
+    with pytest.raises(ValueError, match="4000 bytes, not 4001"):
+        await writer.publish(world.batch(0, 4, note=longest + "n"))
+    await writer.publish(world.batch(0, 4, note=NOTE))
+    assert await consumer.committed_with_note(world.partition(0)) == (4, NOTE)
+    assert len(await world.predictions(0)) == 4
+
+
+async def test_of_a_publication_that_was_cut_short_the_note_tells_the_same_as_the_offset(world):
+    transport, consumer, _ = await world.member()
+    writer = await world.writer(transport, 0)
+    await writer.publish(world.batch(0, 1, note="1"))
+    task = asyncio.create_task(writer.publish(world.batch(0, 2, note="2")))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await world.writer(transport, 0)
+    offset, note = await consumer.committed_with_note(world.partition(0))
+    assert note == str(offset)
+
+
+async def test_at_least_once_commits_the_note_with_the_offset(world):
+    transport, consumer, _ = await world.member(guarantee="at_least_once")
+    writer = await world.writer(transport, 0)
+    await writer.publish(world.batch(0, 1, note="a"))
+    await writer.publish(world.batch(0, 2, note="b"))
+    await until(lambda: writer.committed == 2)
+    assert await consumer.committed_with_note(world.partition(0)) == (2, "b")
 
 
 async def test_a_writer_may_be_opened_anew(world):

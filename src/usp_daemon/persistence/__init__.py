@@ -13,6 +13,7 @@ from ._codec import (
     read_snapshot,
 )
 from ._directory import CRASH_POINTS, DirectoryStore
+from ._epochs import AbstractEpochLog, DirectoryEpochLog, Epoch, EpochLogError, decode_epoch, encode_epoch
 from ._errors import (
     DamagedSnapshotError,
     InsufficientStorageError,
@@ -33,12 +34,16 @@ from ._store import AbstractSnapshotStore, SnapshotEvent, SnapshotEventKind, log
 __all__ = [
     "CRASH_POINTS",
     "FORMAT_VERSION",
+    "AbstractEpochLog",
     "AbstractSnapshotStore",
     "ArrayEntry",
     "Compression",
     "DamagedSnapshotError",
+    "DirectoryEpochLog",
     "DirectoryStore",
     "Encoding",
+    "Epoch",
+    "EpochLogError",
     "FoundFile",
     "InsufficientStorageError",
     "LockHolder",
@@ -56,7 +61,9 @@ __all__ = [
     "SnapshotVersionError",
     "SnapshotWriteError",
     "StoredHeader",
+    "decode_epoch",
     "decode_snapshot",
+    "encode_epoch",
     "encode_snapshot",
     "log_event",
     "look_at",

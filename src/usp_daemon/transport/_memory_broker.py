@@ -10,7 +10,14 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from usp_daemon.wire import FencedError, OffsetBounds, OffsetOutOfRangeError, TopicPartition, TransportError
+from usp_daemon.wire import (
+    CommittedOffset,
+    FencedError,
+    OffsetBounds,
+    OffsetOutOfRangeError,
+    TopicPartition,
+    TransportError,
+)
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -35,7 +42,7 @@ class _Transaction:
 
     deadline: float
     first_offsets: dict["_Log", int] = dataclasses.field(default_factory=dict)
-    offsets: dict[tuple[str, TopicPartition], int] = dataclasses.field(default_factory=dict)
+    offsets: dict[tuple[str, TopicPartition], CommittedOffset] = dataclasses.field(default_factory=dict)
     decision: bool | None = None
     completes_at: float = 0.0
 
@@ -99,7 +106,7 @@ class _Group:
     generation: int = 0
     rebalancing_until: float | None = None
     assignment: dict[str, tuple[TopicPartition, ...]] = dataclasses.field(default_factory=dict)
-    committed: dict[TopicPartition, int] = dataclasses.field(default_factory=dict)
+    committed: dict[TopicPartition, CommittedOffset] = dataclasses.field(default_factory=dict)
 
 
 class Membership(NamedTuple):
@@ -227,9 +234,11 @@ class MemoryBroker:
             log.append(record._replace(offset=log.end), transaction)
         self.wake()
 
-    def add_offset(self, transactional_id: str, epoch: int, group: str, partition: TopicPartition, offset: int) -> None:
-        """Commit ``offset`` with the transaction."""
-        self._transaction(transactional_id, epoch).offsets[group, partition] = offset
+    def add_offset(
+        self, transactional_id: str, epoch: int, group: str, partition: TopicPartition, standing: CommittedOffset
+    ) -> None:
+        """Commit ``standing`` with the transaction."""
+        self._transaction(transactional_id, epoch).offsets[group, partition] = standing
 
     async def end(self, transactional_id: str, epoch: int, *, commit: bool) -> None:
         """Decide the transaction and wait until that is visible."""
@@ -262,8 +271,8 @@ class MemoryBroker:
             log.append(None, transaction)
             del log.open_transactions[transaction]
         if transaction.decision:
-            for (group, partition), offset in transaction.offsets.items():
-                self._group(group).committed[partition] = offset
+            for (group, partition), standing in transaction.offsets.items():
+                self._group(group).committed[partition] = standing
         producer.transaction = None
 
     # -- groups
@@ -332,19 +341,24 @@ class MemoryBroker:
             self._divide_if_all_joined(state)
 
     def commit(
-        self, group: str, member_id: str, generation: int, offsets: Collection[tuple[TopicPartition, int]]
+        self, group: str, member_id: str, generation: int, offsets: Collection[tuple[TopicPartition, CommittedOffset]]
     ) -> None:
         """Commit outside any transaction, as a member of the group. Raises :class:`UnknownMemberError`."""
         self._advance()
         state = self._group(group)
         if member_id not in state.members or generation != state.generation:
             raise UnknownMemberError(member_id)
-        for partition, offset in offsets:
-            state.committed[partition] = offset
+        for partition, standing in offsets:
+            state.committed[partition] = standing
         self.wake()
 
     async def committed(self, group: str, partition: TopicPartition) -> int | None:
-        """The committed offset, once no transaction that would move it is in doubt."""
+        """The committed offset without its note."""
+        standing = await self.committed_with_note(group, partition)
+        return None if standing is None else standing.offset
+
+    async def committed_with_note(self, group: str, partition: TopicPartition) -> CommittedOffset | None:
+        """The committed offset and its note, once no transaction that would move it is in doubt."""
         key = (group, partition)
         await self.until(
             lambda: all(

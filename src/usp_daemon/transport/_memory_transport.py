@@ -17,6 +17,7 @@ from usp_daemon.wire import (
     AbstractPartitionWriter,
     AbstractTransport,
     AssignmentListener,
+    CommittedOffset,
     FencedError,
     OffsetBounds,
     OffsetOutOfRangeError,
@@ -28,7 +29,7 @@ from usp_daemon.wire import (
 )
 
 from ._memory_broker import Membership, MemoryBroker, MemoryRecord, UnknownMemberError
-from ._output import outputs_of, position_of
+from ._output import outputs_of, standing_after
 
 FAULT_POINTS = (
     "prepare",
@@ -153,14 +154,14 @@ class MemoryTransport(AbstractTransport):
             await self._faults.at(point, self, partition)
             await self._running.wait()
 
-    async def commit_as_member(self, partition: TopicPartition, offset: int) -> None:
+    async def commit_as_member(self, partition: TopicPartition, standing: CommittedOffset) -> None:
         """Commit an offset outside any transaction. Raises :class:`FencedError` when the group has moved on."""
         await self.reach("commit", partition)
         member = self._consumer.membership if self._consumer is not None else None
         try:
             if member is None:
                 raise UnknownMemberError
-            self.broker.commit(self.kafka.group, member.member_id, member.generation, [(partition, offset)])
+            self.broker.commit(self.kafka.group, member.member_id, member.generation, [(partition, standing)])
         except UnknownMemberError:
             raise FencedError(f"the group no longer takes this member's commits for {partition}") from None
 
@@ -339,12 +340,12 @@ class _MemoryConsumer(AbstractGroupConsumer):
         """The offset that comes next; None before the first seek."""
         return self._positions.get(partition)
 
-    async def committed(self, partition: TopicPartition) -> int | None:
-        """The group's committed offset, once no transaction that would move it is in doubt."""
+    async def committed_with_note(self, partition: TopicPartition) -> CommittedOffset | None:
+        """The group's committed offset and its note, once no transaction that would move it is in doubt."""
         try:
             await self._transport.reach("committed", partition)
             async with asyncio.timeout(self._transport.kafka.request_timeout_ms / 1e3):
-                return await self._broker.committed(self._transport.kafka.group, partition)
+                return await self._broker.committed_with_note(self._transport.kafka.group, partition)
         except (ConnectionError, TimeoutError) as error:
             raise OutcomeUnknownError(f"the committed offset of {partition} is not known: {error}") from error
 
@@ -431,25 +432,25 @@ class _TransactionalWriter(_MemoryWriter):
 
     async def publish(self, batch: OutputBatch) -> None:
         """Publish and commit all of ``batch`` or nothing."""
-        position = position_of(batch, self._partition)
+        standing = standing_after(batch, self._partition)
         epoch, self._epoch = self._epoch, None
         if epoch is None:
             raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
         try:
-            await self._publish(batch, position, epoch)
+            await self._publish(batch, standing, epoch)
         except (ConnectionError, TimeoutError) as error:
             raise OutcomeUnknownError(f"what was published for {self._partition} is not known: {error}") from error
         self._epoch = epoch
-        if position is not None:
-            self._committed = position
+        if standing is not None:
+            self._committed = standing.offset
 
-    async def _publish(self, batch: OutputBatch, position: int | None, epoch: int) -> None:
+    async def _publish(self, batch: OutputBatch, standing: CommittedOffset | None, epoch: int) -> None:
         transport, broker, name, kafka = self._transport, self._broker, self._transactional_id, self._transport.kafka
         await transport.reach("publish.begin", self._partition)
         broker.begin(name, epoch, kafka.transaction_timeout_ms / 1e3)
         await transport.reach("publish.offsets", self._partition)
-        if position is not None:
-            broker.add_offset(name, epoch, kafka.group, self._partition, position)
+        if standing is not None:
+            broker.add_offset(name, epoch, kafka.group, self._partition, standing)
         for partition, records in self._records(batch):
             await transport.reach("publish.records", self._partition)
             broker.add_records(name, epoch, partition, records)
@@ -463,7 +464,7 @@ class _DirectWriter(_MemoryWriter):
 
     def __init__(self, transport: MemoryTransport, partition: TopicPartition) -> None:
         super().__init__(transport, partition)
-        self._pending: int | None = None
+        self._pending: CommittedOffset | None = None
         self._committing: asyncio.Task[None] | None = None
         self._error: TransportError | None = None
 
@@ -487,7 +488,7 @@ class _DirectWriter(_MemoryWriter):
 
     async def publish(self, batch: OutputBatch) -> None:
         """Append the results; the offset follows within the interval."""
-        position = position_of(batch, self._partition)
+        standing = standing_after(batch, self._partition)
         if self._error is not None:
             raise self._error
         try:
@@ -498,8 +499,8 @@ class _DirectWriter(_MemoryWriter):
             await self._transport.reach("publish.committed", self._partition)
         except ConnectionError as error:
             raise OutcomeUnknownError(f"what was published for {self._partition} is not known: {error}") from error
-        if position is not None:
-            self._pending = position
+        if standing is not None:
+            self._pending = standing
             if self._committing is None or self._committing.done():
                 self._committing = asyncio.create_task(self._commit_later(), name=f"commit of {self._partition}")
 
@@ -508,14 +509,14 @@ class _DirectWriter(_MemoryWriter):
         await self._commit()
 
     async def _commit(self) -> None:
-        position, self._pending = self._pending, None
-        if position is None:
+        standing, self._pending = self._pending, None
+        if standing is None:
             return
         try:
-            await self._transport.commit_as_member(self._partition, position)
+            await self._transport.commit_as_member(self._partition, standing)
         except ConnectionError:
-            self._pending = self._pending or position
+            self._pending = self._pending or standing
         except TransportError as error:
             self._error = error
         else:
-            self._committed = position
+            self._committed = standing.offset

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from usp_daemon.config import Kafka
-from usp_daemon.wire import EncodedRecords, OutputBatch, TopicPartition
+from usp_daemon.wire import MAX_NOTE_BYTES, CommittedOffset, EncodedRecords, OutputBatch, TopicPartition
 
 SOURCE_HEADER = "usp-source"
 
@@ -47,9 +47,15 @@ def outputs_of(batch: OutputBatch, topics: Kafka) -> list[Output]:
     return [part for part in parts if len(part.records)]
 
 
-def position_of(batch: OutputBatch, partition: TopicPartition) -> int | None:
-    """The offset to commit for ``partition``; None when the batch moves none. Raises ``ValueError`` for others'."""
+def standing_after(batch: OutputBatch, partition: TopicPartition) -> CommittedOffset | None:
+    """What to commit for ``partition``; None when the batch moves no offset.
+
+    Raises ``ValueError`` for a position of another partition, and for a note that is too long.
+    """
     others = set(batch.positions) - {partition}
     if others:
         raise ValueError(f"a batch for the writer of {partition} holds positions of {sorted(others)}")
-    return batch.positions.get(partition)
+    if len(batch.note.encode()) > MAX_NOTE_BYTES:
+        raise ValueError(f"a note beside an offset may have {MAX_NOTE_BYTES} bytes, not {len(batch.note.encode())}")
+    position = batch.positions.get(partition)
+    return None if position is None else CommittedOffset(position, batch.note)

@@ -1,6 +1,7 @@
 """Records on the wire: ticks in; predictions, alarms, dead letters out; and the interface of whatever carries them."""
 
 from ._batches import (
+    MAX_NOTE_BYTES,
     NO_TIMESTAMP,
     CsvLayout,
     DeadLetterEntry,
@@ -19,6 +20,7 @@ from ._group import (
     AbstractPartitionWriter,
     AbstractTransport,
     AssignmentListener,
+    CommittedOffset,
     FencedError,
     OffsetBounds,
     OffsetOutOfRangeError,
@@ -52,6 +54,7 @@ __all__ = [
     "FLAG_LABELS",
     "GATE_REASON_LABELS",
     "KERNEL_NAMES",
+    "MAX_NOTE_BYTES",
     "MODE_LABELS",
     "NO_TIMESTAMP",
     "RESULT_CODE_LABELS",
@@ -63,6 +66,7 @@ __all__ = [
     "AbstractTransport",
     "Alarm",
     "AssignmentListener",
+    "CommittedOffset",
     "CsvLayout",
     "DeadLetter",
     "DeadLetterEntry",

@@ -148,11 +148,16 @@ class EncodedRecords:
         return len(self.values)
 
 
+# Brokers keep 4,096 bytes beside an offset unless told otherwise (offset.metadata.max.bytes).
+MAX_NOTE_BYTES = 4_000
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutputBatch:
     """Everything that one pass through the pipeline says: it is published, and in a transaction committed, together.
 
-    ``positions`` maps (topic, partition) to the offset after the last record answered here.
+    ``positions`` maps (topic, partition) to the offset after the last record answered here; ``note`` is kept beside
+    that offset, in place of the one before: at most ``MAX_NOTE_BYTES`` of UTF-8.
     """
 
     predictions: EncodedRecords
@@ -160,6 +165,7 @@ class OutputBatch:
     dead_letters: EncodedRecords
     positions: Mapping[tuple[str, int], int]
     num_rejected: int = 0
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.predictions) + len(self.dead_letters)

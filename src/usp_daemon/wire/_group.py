@@ -30,6 +30,13 @@ class OffsetBounds(NamedTuple):
     end: int
 
 
+class CommittedOffset(NamedTuple):
+    """The next record to be answered, and the note of whoever committed that."""
+
+    offset: int
+    note: str
+
+
 class FencedError(TransportError):
     """Somebody else has taken the partition over; nothing more may be published for it."""
 
@@ -100,11 +107,16 @@ class AbstractGroupConsumer(AbstractTransportEnd):
         """The offset that comes next, past what is no record for readers (transaction markers); None if unknown."""
 
     @abc.abstractmethod
-    async def committed(self, partition: TopicPartition) -> int | None:
-        """The group's committed offset: the next record to be answered; None when there never was one.
+    async def committed_with_note(self, partition: TopicPartition) -> CommittedOffset | None:
+        """The group's committed offset and the note beside it; None when there never was one.
 
         Waits for transactions in doubt to be resolved, so that what is returned is final until the next commit.
         """
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """The same without the note."""
+        standing = await self.committed_with_note(partition)
+        return None if standing is None else standing.offset
 
     @abc.abstractmethod
     async def bounds(self, partition: TopicPartition) -> OffsetBounds:
@@ -131,7 +143,7 @@ class AbstractPartitionWriter(AbstractSink):
 
     @abc.abstractmethod
     async def publish(self, batch: OutputBatch) -> None:
-        """Publish all of ``batch`` and commit its position for this partition.
+        """Publish all of ``batch`` and commit its position and note for this partition.
 
         Exactly once: as one transaction, all of it or nothing. At least once: results first, acknowledged, then the
         offset, at the writer's own pace. Returns when the results are durable. Raises :class:`FencedError` (nothing

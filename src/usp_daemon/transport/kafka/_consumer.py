@@ -22,6 +22,7 @@ from usp_daemon.wire import (
     NO_TIMESTAMP,
     AbstractGroupConsumer,
     AssignmentListener,
+    CommittedOffset,
     FencedError,
     OffsetBounds,
     OffsetOutOfRangeError,
@@ -317,8 +318,8 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
         # The public position() is a coroutine, though it waits for nothing once there is a position.
         return consumer._subscription.subscription.assignment.state_value(KafkaPartition(*partition))
 
-    async def committed(self, partition: TopicPartition) -> int | None:
-        """The group's committed offset, once no transaction that would move it is in doubt.
+    async def committed_with_note(self, partition: TopicPartition) -> CommittedOffset | None:
+        """The group's committed offset and its note, once no transaction that would move it is in doubt.
 
         Brokers before 2.5 cannot be asked to wait for that. There it is final all the same when the partition's writer
         was opened before, which aborts or completes what earlier owners had left.
@@ -342,8 +343,8 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
 
         return await self._answered(ask(), f"the offsets of {partition}")
 
-    async def commit(self, partition: TopicPartition, offset: int) -> None:
-        """Commit an offset as a member of the group, for writers that publish without transactions.
+    async def commit(self, partition: TopicPartition, standing: CommittedOffset) -> None:
+        """Commit an offset and its note as a member of the group, for writers that publish without transactions.
 
         Raises :class:`FencedError` when the group has given the partition to somebody else.
         """
@@ -352,7 +353,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             raise FencedError(f"{partition} is not this replica's any more, and its offset cannot be committed")
         coordinator: Any = consumer._coordinator
         assignment: Any = consumer._subscription.subscription.assignment
-        offsets = {KafkaPartition(*partition): OffsetAndMetadata(offset, "")}
+        offsets = {KafkaPartition(*partition): OffsetAndMetadata(*standing)}
         try:
             # One attempt, and no more of it after the deadline: aiokafka's commit() leaves a shielded task behind.
             async with asyncio.timeout(self._kafka.request_timeout_ms / 1e3):

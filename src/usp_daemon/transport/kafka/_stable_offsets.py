@@ -12,6 +12,8 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 from aiokafka.structs import TopicPartition as KafkaPartition
 
+from usp_daemon.wire import CommittedOffset
+
 UNSTABLE_OFFSET_COMMIT = 88
 NO_OFFSET = -1
 UNSTABLE_PAUSE_S = 0.02
@@ -82,23 +84,26 @@ class _OffsetFetchRequest(Request[_OffsetFetchRequestStruct]):
         return request_struct_class(self._group, topics, True, {})
 
 
-async def fetch_stable_offset(consumer: AIOKafkaConsumer, group: str, partition: KafkaPartition) -> int | None:
-    """The committed offset, or None; waits without limit for what is in doubt, so call it with a deadline."""
+async def fetch_stable_offset(
+    consumer: AIOKafkaConsumer, group: str, partition: KafkaPartition
+) -> CommittedOffset | None:
+    """The committed offset and its note, or None. Waits without limit for what is in doubt: give it a deadline."""
     coordinator: Any = consumer._coordinator
     while True:
         await coordinator.ensure_coordinator_known()
         try:
             response = await coordinator._send_req(_OffsetFetchRequest(group, partition))
         except (NotImplementedError, kafka_errors.IncompatibleBrokerVersion):
-            return await consumer.committed(partition)  # a broker before 2.5
+            found = await coordinator.fetch_committed_offsets([partition])  # a broker before 2.5
+            return CommittedOffset(*found[partition]) if partition in found else None
         except kafka_errors.KafkaError as error:
             if not error.retriable:
                 raise
             await asyncio.sleep(UNSTABLE_PAUSE_S)
             continue
-        offset, code = _answer(response)
+        standing, code = _answer(response)
         if code == 0:
-            return None if offset == NO_OFFSET else offset
+            return None if standing.offset == NO_OFFSET else standing
         if code != UNSTABLE_OFFSET_COMMIT:
             error_type = kafka_errors.for_code(code)
             if error_type is kafka_errors.GroupAuthorizationFailedError:
@@ -110,10 +115,11 @@ async def fetch_stable_offset(consumer: AIOKafkaConsumer, group: str, partition:
         await asyncio.sleep(UNSTABLE_PAUSE_S)
 
 
-def _answer(response: Any) -> tuple[int, int]:
+def _answer(response: Any) -> tuple[CommittedOffset, int]:
+    nothing = CommittedOffset(NO_OFFSET, "")
     if response.error_code:
-        return NO_OFFSET, response.error_code
+        return nothing, response.error_code
     for _, partitions, _ in response.topics:
-        for _, offset, _, _, code, _ in partitions:
-            return offset, code
-    return NO_OFFSET, 0
+        for _, offset, _, metadata, code, _ in partitions:
+            return CommittedOffset(offset, metadata or ""), code
+    return nothing, 0

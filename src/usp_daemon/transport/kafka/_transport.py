@@ -13,6 +13,7 @@ from usp_daemon.wire import (
     AbstractPartitionWriter,
     AbstractTransport,
     AssignmentListener,
+    CommittedOffset,
     FencedError,
     TopicPartition,
     TransportError,
@@ -144,10 +145,10 @@ class KafkaTransport(AbstractTransport):
         if self._consumer is not None:
             await self._consumer.close()
 
-    async def _commit(self, partition: TopicPartition, offset: int) -> None:
+    async def _commit(self, partition: TopicPartition, standing: CommittedOffset) -> None:
         if self._consumer is None:
             raise FencedError(f"there is no consumer to commit {partition} with")
-        await self._consumer.commit(partition, offset)
+        await self._consumer.commit(partition, standing)
 
     async def _commit_pending(self, partitions: set[TopicPartition]) -> None:
         for writer in self._writers:

@@ -24,6 +24,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from usp_daemon.config import Kafka
 from usp_daemon.wire import (
     AbstractPartitionWriter,
+    CommittedOffset,
     FencedError,
     OutcomeUnknownError,
     OutputBatch,
@@ -32,13 +33,13 @@ from usp_daemon.wire import (
     TransportError,
 )
 
-from .._output import outputs_of, position_of
+from .._output import outputs_of, standing_after
 from ._errors import FENCED_ERRORS, cause_of, permanent
 from ._producer import PartitionProducer
 
 _log = logging.getLogger(__name__)
 
-CommitFn = Callable[[TopicPartition, int], Awaitable[None]]
+CommitFn = Callable[[TopicPartition, CommittedOffset], Awaitable[None]]
 
 
 class KafkaWriter(AbstractPartitionWriter):
@@ -143,13 +144,13 @@ class TransactionalWriter(KafkaWriter):
 
     async def publish(self, batch: OutputBatch) -> None:
         """Publish and commit all of ``batch`` or nothing."""
-        position = position_of(batch, self._partition)
+        standing = standing_after(batch, self._partition)
         producer = self._producer
         if producer is None:
             raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
         producer.watch.reset()
         try:
-            await self._publish(producer, batch, position)
+            await self._publish(producer, batch, standing)
         except RecordTooLargeError:
             await self._abort(producer)
             raise
@@ -159,21 +160,21 @@ class TransactionalWriter(KafkaWriter):
         except BaseException:
             await self._discard()
             raise
-        if position is not None:
-            self._committed = position
+        if standing is not None:
+            self._committed = standing.offset
 
-    async def _publish(self, producer: PartitionProducer, batch: OutputBatch, position: int | None) -> None:
+    async def _publish(self, producer: PartitionProducer, batch: OutputBatch, standing: CommittedOffset | None) -> None:
         client = producer.client
         outputs = outputs_of(batch, self._kafka)
-        if position is None and not outputs:
+        if standing is None and not outputs:
             return
 
         async def fill() -> None:
             await client.begin_transaction()
             self._crash_fn("transaction.begun")
             # First and once: offsets that follow records, or one another, meet races in aiokafka (#1004, #1098).
-            if position is not None:
-                offsets = {KafkaPartition(*self._partition): position}
+            if standing is not None:
+                offsets = {KafkaPartition(*self._partition): tuple(standing)}
                 await client.send_offsets_to_transaction(offsets, self._kafka.group)
                 self._crash_fn("transaction.offsets_sent")
             async with asyncio.TaskGroup() as sending:
@@ -221,7 +222,7 @@ class DirectWriter(KafkaWriter):
         super().__init__(kafka, options, partition, None, close_timeout_s=close_timeout_s)
         self._commit_fn = commit_fn
         self._commit_interval_s = commit_interval_s
-        self._pending: int | None = None
+        self._pending: CommittedOffset | None = None
         self._commits: asyncio.Task[None] | None = None
         self._refusal: TransportError | None = None
 
@@ -240,7 +241,7 @@ class DirectWriter(KafkaWriter):
 
     async def publish(self, batch: OutputBatch) -> None:
         """Send the results and wait until they are acknowledged; the offset follows within the interval."""
-        position = position_of(batch, self._partition)
+        standing = standing_after(batch, self._partition)
         if self._refusal is not None:
             raise self._refusal
         producer = self._producer
@@ -266,8 +267,8 @@ class DirectWriter(KafkaWriter):
             await self._discard()
             raise
         producer.watch.reset()
-        if position is not None:
-            self._pending = position
+        if standing is not None:
+            self._pending = standing
             if self._commits is None:
                 self._commits = asyncio.create_task(self._keep_committing(), name=f"commits of {self._partition}")
 
@@ -278,19 +279,19 @@ class DirectWriter(KafkaWriter):
 
     async def commit_pending(self) -> None:
         """Commit now what is published and not committed yet."""
-        position = self._pending
-        if position is None or self._refusal is not None:
+        standing = self._pending
+        if standing is None or self._refusal is not None:
             return
         try:
-            await self._commit_fn(self._partition, position)
+            await self._commit_fn(self._partition, standing)
         except OutcomeUnknownError as error:
             _log.warning("kafka_commit_failed: %s", error)
             return
         except TransportError as error:
             self._refusal = error
             return
-        self._committed = position
-        if self._pending == position:
+        self._committed = standing.offset
+        if self._pending == standing:
             self._pending = None
 
     async def _stop_commits(self) -> None:
