@@ -1,7 +1,9 @@
 """The broker as aiokafka sees it: records, transactions, faults of its processes."""
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,11 @@ async def test_sigkill_loses_nothing(own_broker: Broker, topic_name: Callable[..
     await killed_and_restarted(own_broker, topic_name())
 
 
+def thread_states(broker: Broker) -> list[str]:
+    found = [task.read_text() for task in Path(f"/proc/{broker.daemon().pid}/task").glob("*/status")]
+    return [state for text in found for state in re.findall(r"^State:\s+(\w)", text, re.MULTILINE)]
+
+
 async def test_pause_and_resume_then_stop_and_start(own_broker: Broker, topic_name: Callable[..., str]) -> None:
     """A paused broker does not answer until it is resumed; a stopped one is started by another object with its data."""
     topic = topic_name()
@@ -71,6 +78,7 @@ async def test_pause_and_resume_then_stop_and_start(own_broker: Broker, topic_na
     async with producer(own_broker.bootstrap_servers) as client:
         await client.send_and_wait(topic, b"before")
         own_broker.pause()
+        assert set(thread_states(own_broker)) == {"T"}
         waiting = await client.send(topic, b"during")
         done, _ = await asyncio.wait([waiting], timeout=0.5)
         assert not done

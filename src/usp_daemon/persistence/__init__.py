@@ -13,7 +13,19 @@ from ._codec import (
     read_snapshot,
 )
 from ._directory import CRASH_POINTS, DirectoryStore
-from ._epochs import AbstractEpochLog, DirectoryEpochLog, Epoch, EpochLogError, decode_epoch, encode_epoch
+from ._epochs import (
+    EPOCH_CRASH_POINTS,
+    KEEP_EPOCHS,
+    AbstractEpochLog,
+    DirectoryEpochLog,
+    Epoch,
+    EpochLogError,
+    MemoryEpochLog,
+    decode_epoch,
+    encode_epoch,
+    in_order,
+    is_free,
+)
 from ._errors import (
     DamagedSnapshotError,
     InsufficientStorageError,
@@ -33,7 +45,9 @@ from ._store import AbstractSnapshotStore, SnapshotEvent, SnapshotEventKind, log
 
 __all__ = [
     "CRASH_POINTS",
+    "EPOCH_CRASH_POINTS",
     "FORMAT_VERSION",
+    "KEEP_EPOCHS",
     "AbstractEpochLog",
     "AbstractSnapshotStore",
     "ArrayEntry",
@@ -47,6 +61,7 @@ __all__ = [
     "FoundFile",
     "InsufficientStorageError",
     "LockHolder",
+    "MemoryEpochLog",
     "PartitionLockedError",
     "PartitionNotHeldError",
     "PersistenceError",
@@ -65,6 +80,8 @@ __all__ = [
     "decode_snapshot",
     "encode_epoch",
     "encode_snapshot",
+    "in_order",
+    "is_free",
     "log_event",
     "look_at",
     "problem_of",

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from ._codec import Compression, Encoding, read_header, read_snapshot
+from ._durable import make_directory, sync_directory
 from ._errors import (
     DamagedSnapshotError,
     InsufficientStorageError,
@@ -378,26 +379,15 @@ class DirectoryStore(AbstractSnapshotStore):
     def _make_directory(self, directory: pathlib.Path) -> None:
         """Make ``directory`` and its parents, durably."""
         try:
-            missing = []
-            while not directory.is_dir():
-                missing.append(directory)
-                directory = directory.parent
-            for made in reversed(missing):
-                made.mkdir(exist_ok=True)
-                self._sync_directory(made.parent)
+            make_directory(directory, fsync=self._fsync)
         except OSError as error:
             raise SnapshotStoreError(
                 f"{error.filename}: the directory cannot be made: {error.strerror}; check io.snapshot_path"
             ) from error
 
     def _sync_directory(self, directory: pathlib.Path) -> None:
-        if not self._fsync:
-            return
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        if self._fsync:
+            sync_directory(directory)
 
     @contextlib.contextmanager
     def _tidying(self, topic: str, partition: int, path: pathlib.Path) -> Iterator[None]:

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -18,11 +19,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ._durable import make_directory, sync_directory
 from ._errors import SnapshotStoreError
 from ._names import TEMPORARY_SUFFIX, directory_name
 
 FORMAT_VERSION = 1
-KEEP = 500
+KEEP_EPOCHS = 500
+# A temporary file that has not changed for so long, by the file system's own clock, is nobody's any more.
+LEFTOVER_AGE_S = 3600.0
 _NAME = re.compile(r"([0-9]{8})\.json", re.ASCII)
 
 Value = float | int | bool | str
@@ -69,7 +73,59 @@ class AbstractEpochLog(abc.ABC):
 
     @abc.abstractmethod
     async def append(self, epoch: Epoch) -> bool:
-        """Make ``epoch`` durable under its number; False, and nothing is changed, when somebody was faster."""
+        """Make ``epoch`` durable under its number; False, and nothing is changed, when somebody was faster.
+
+        The number must follow the newest; an empty log takes any. Raises :class:`EpochLogError` for one that leaves
+        a gap, and when it cannot be told whether the epoch was appended: :meth:`read` tells then.
+        """
+
+
+def in_order(epochs: Mapping[int, Epoch], locator: str) -> tuple[Epoch, ...]:
+    """All of them, ascending. Raises :class:`EpochLogError` when one in between is missing."""
+    numbers = sorted(epochs)
+    for number, following in itertools.pairwise(numbers):
+        if following != number + 1:
+            raise EpochLogError(f"{locator}: epoch {number + 1} is missing. Bring it back from a backup")
+    return tuple(epochs[number] for number in numbers)
+
+
+def is_free(epoch: Epoch, newest: int | None, locator: str) -> bool:
+    """Whether ``epoch`` is the one after ``newest``; False where its number was given before, kept or not."""
+    if newest is None:
+        return True
+    if epoch.number > newest + 1:
+        raise EpochLogError(f"{locator}: epoch {epoch.number} cannot follow epoch {newest}")
+    return epoch.number == newest + 1
+
+
+class MemoryEpochLog(AbstractEpochLog):
+    """A log that lives as long as ``epochs``, which several of these may share: for simulations and embedding."""
+
+    def __init__(self, epochs: dict[int, Epoch] | None = None, *, keep: int = KEEP_EPOCHS) -> None:
+        self._epochs = {} if epochs is None else epochs
+        self._keep = keep
+
+    def __str__(self) -> str:
+        return "memory"
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def read(self) -> tuple[Epoch, ...]:
+        """See :class:`AbstractEpochLog`."""
+        return in_order(self._epochs, str(self))
+
+    async def append(self, epoch: Epoch) -> bool:
+        """See :class:`AbstractEpochLog`."""
+        if not is_free(epoch, max(self._epochs, default=None), str(self)):
+            return False
+        self._epochs[epoch.number] = epoch
+        for number in [number for number in self._epochs if number <= epoch.number - self._keep]:
+            del self._epochs[number]
+        return True
 
 
 def encode_epoch(epoch: Epoch) -> bytes:
@@ -92,10 +148,23 @@ def decode_epoch(content: bytes, locator: str) -> Epoch:
         raise EpochLogError(f"{locator} is no epoch: {error}. Bring it back from a backup") from error
 
 
+# In the order in which an append passes them.
+EPOCH_CRASH_POINTS = (
+    "epoch.half_written",
+    "epoch.before_fsync",
+    "epoch.before_link",
+    "epoch.before_directory_fsync",
+    "epoch.appended",
+)
+
+
 class DirectoryEpochLog(AbstractEpochLog):
     """Files below the directory of the snapshots, which the replicas of the group share.
 
-    ``crash_fn`` is for tests, called between the steps of an append.
+    ``<path>/<group>/epochs/<number, 8 digits>.json``. A file is written under another name, flushed, and then linked
+    to its own, which the file system refuses where there is one: so of several who append the same number one wins.
+
+    ``crash_fn`` is for tests; it is called at every name in ``EPOCH_CRASH_POINTS``.
     """
 
     def __init__(
@@ -103,7 +172,7 @@ class DirectoryEpochLog(AbstractEpochLog):
         path: str | os.PathLike[str],
         *,
         group: str,
-        keep: int = KEEP,
+        keep: int = KEEP_EPOCHS,
         crash_fn: Callable[[str], None] = lambda point: None,
     ) -> None:
         self._directory = pathlib.Path(path) / directory_name(group) / "epochs"
@@ -145,10 +214,16 @@ class DirectoryEpochLog(AbstractEpochLog):
             raise EpochLogError(f"the log of epochs in {self._directory}: {error.strerror or error}") from error
 
     def _make(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self._directory)
+
+    def _numbers(self) -> set[int]:
+        return {int(match[1]) for name in os.listdir(self._directory) if (match := _NAME.fullmatch(name))}
 
     def _read(self) -> tuple[Epoch, ...]:
-        numbers = {int(match[1]) for name in os.listdir(self._directory) if (match := _NAME.fullmatch(name))}
+        numbers = self._numbers()
+        if numbers and max(numbers) - min(numbers) >= len(numbers):
+            # A directory that changes while it is listed may show what came last and not what came before it.
+            numbers = self._numbers()
         for number in sorted(numbers - self._known.keys()):
             path = self._path(number)
             try:
@@ -159,17 +234,25 @@ class DirectoryEpochLog(AbstractEpochLog):
             if epoch.number != number:
                 raise EpochLogError(f"{path} holds epoch {epoch.number}: it was renamed")
             self._known[number] = epoch
-        return tuple(self._known[number] for number in sorted(numbers & self._known.keys()))
+        self._known = {number: epoch for number, epoch in self._known.items() if number in numbers}
+        return in_order(self._known, str(self))
 
     def _append(self, epoch: Epoch) -> bool:
+        if not is_free(epoch, max(self._numbers(), default=None), str(self)):
+            return False
         handle, name = tempfile.mkstemp(dir=self._directory, prefix=".epoch-", suffix=TEMPORARY_SUFFIX)
         temporary = pathlib.Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(encode_epoch(epoch))
+                content = encode_epoch(epoch)
+                file.write(content[: len(content) // 2])
+                file.flush()
+                self._crash_fn("epoch.half_written")
+                file.write(content[len(content) // 2 :])
                 file.flush()
                 self._crash_fn("epoch.before_fsync")
                 os.fsync(file.fileno())
+                written_s = os.fstat(file.fileno()).st_mtime
             self._crash_fn("epoch.before_link")
             try:
                 os.link(temporary, self._path(epoch.number))  # fails where there is one: the compare-and-set
@@ -178,21 +261,23 @@ class DirectoryEpochLog(AbstractEpochLog):
         finally:
             temporary.unlink(missing_ok=True)
         self._crash_fn("epoch.before_directory_fsync")
-        handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_directory(self._directory)
         self._known[epoch.number] = epoch
-        self._tidy(epoch.number)
+        self._tidy(epoch.number, written_s - LEFTOVER_AGE_S)
         self._crash_fn("epoch.appended")
         return True
 
-    def _tidy(self, newest: int) -> None:
-        for entry in os.scandir(self._directory):
+    def _tidy(self, newest: int, abandoned_s: float) -> None:
+        """Remove the oldest, and what those left who died while they appended; what fails is made good next time."""
+        # From the lowest number on, so that whoever is interrupted leaves no gap.
+        for entry in sorted(os.scandir(self._directory), key=lambda entry: entry.name):
             match = _NAME.fullmatch(entry.name)
-            if match is not None and int(match[1]) <= newest - self._keep:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if match is not None:
+                    is_done_with = int(match[1]) <= newest - self._keep
+                else:
+                    is_done_with = entry.name.endswith(TEMPORARY_SUFFIX) and entry.stat().st_mtime < abandoned_s
+                if is_done_with:
                     os.unlink(entry.path)
 
     def _path(self, number: int) -> pathlib.Path:

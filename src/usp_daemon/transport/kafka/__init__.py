@@ -1,8 +1,9 @@
-"""The transport over Apache Kafka, and snapshots in a topic there. Only this package imports the client, aiokafka."""
+"""The transport over Apache Kafka, and snapshots and epochs in a topic there. Only this package imports aiokafka."""
 
+from ._epoch_topic import TopicEpochLog
 from ._record_reader import ReadRecord, RecordReader
 from ._snapshot_topic import TopicSnapshotStore
 from ._tick_producer import TickProducer
 from ._transport import KafkaTransport
 
-__all__ = ["KafkaTransport", "ReadRecord", "RecordReader", "TickProducer", "TopicSnapshotStore"]
+__all__ = ["KafkaTransport", "ReadRecord", "RecordReader", "TickProducer", "TopicEpochLog", "TopicSnapshotStore"]

@@ -2,8 +2,8 @@
 
 import asyncio
 import types
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, Self
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
@@ -23,6 +23,21 @@ BROKER_ERRORS = (kafka_errors.KafkaError, TimeoutError, OSError)
 POLL_MS = 200
 # Beyond a chunk or a few, larger answers gain nothing and hold the event loop up while they are checked.
 FETCH_BYTES = 4 << 20
+
+
+class LogIndex(Protocol):
+    """What is kept of a partition that was read up to the log offset ``position``."""
+
+    position: int
+
+    def reset(self) -> None:
+        """Know nothing: the log is another one."""
+
+    def take(
+        self, log_offset: int, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
+    ) -> int:
+        """Note one record; returns the log offset before which nothing else can be of concern."""
+        ...
 
 
 class SnapshotReader:
@@ -77,7 +92,7 @@ class SnapshotReader:
         owners = (consumer, consumer._coordinator, consumer._fetcher, consumer._client, consumer._subscription)
         await stop_within(timeout_s, consumer.stop, self._watch, tuple(owner for owner in owners if owner is not None))
 
-    async def scan(self, index: PartitionIndex) -> None:
+    async def scan(self, index: LogIndex) -> None:
         """Bring ``index`` up to what was in the partition when this was called, what is committed of it.
 
         What somebody's transaction still holds back is waited for: it may be older than what is to be found.

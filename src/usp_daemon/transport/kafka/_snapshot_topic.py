@@ -14,7 +14,6 @@ nothing else. Snapshots of input partition n are in partition n of the topic.
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -22,7 +21,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from aiokafka import errors as kafka_errors
-from aiokafka.admin import AIOKafkaAdminClient
 
 from usp_daemon.config import Kafka
 from usp_daemon.persistence import (
@@ -45,10 +43,10 @@ from usp_daemon.persistence import (
 )
 from usp_daemon.wire import TransportError
 
-from ._client import UnreachableError, check_reachable, client_options
 from ._errors import FENCED_ERRORS, REFUSED_ERRORS, cause_of, permanent
+from ._prepared import prepared
 from ._producer import PartitionProducer
-from ._shutdown import FORCED_S, stop_within
+from ._shutdown import FORCED_S
 from ._snapshot_reader import SnapshotReader
 from ._snapshot_records import (
     FRAME_BYTES,
@@ -61,13 +59,9 @@ from ._snapshot_records import (
     chunk_header,
     cut,
 )
-from ._topics import prepare_snapshot_topic
-from ._watch import ClientWatch
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-ATTEMPT_PAUSE_S = 0.5
 CLOSE_TIMEOUT_S = 3.0
 # Chunks on their way at a time: one is sent while the next is made.
 IN_FLIGHT = 2
@@ -138,35 +132,15 @@ class TopicSnapshotStore(AbstractSnapshotStore):
         """Check the topic, or create it. Raises :class:`SnapshotStoreError` when that is not possible."""
         if self._options is not None:
             return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._start_timeout_s
-        while True:
-            try:
-                options = client_options(self._kafka)
-                async with asyncio.timeout_at(deadline):
-                    await check_reachable(options)
-                    warnings = await self._prepare(options)
-                break
-            except (TransportError, kafka_errors.KafkaError, OSError, TimeoutError) as error:
-                told = error if isinstance(error, TransportError) else permanent(error, self._kafka)
-                final = told is not None and not (isinstance(told, UnreachableError) and told.may_pass)
-                if final or loop.time() + ATTEMPT_PAUSE_S >= deadline:
-                    raise SnapshotStoreError(
-                        f"snapshots cannot be kept in topic {self._topic!r}: {told or repr(error)}"
-                    ) from error
-                await asyncio.sleep(ATTEMPT_PAUSE_S)
-        for warning in warnings:
-            _log.warning("topics_warning: %s", warning)
-        self._options = options
-
-    async def _prepare(self, options: dict[str, Any]) -> Sequence[str]:
-        admin = AIOKafkaAdminClient(**options)
-        watch = ClientWatch(admin._client)
         try:
-            await admin.start()
-            return await prepare_snapshot_topic(admin, self._kafka, self._topic)
-        finally:
-            await stop_within(self._close_timeout_s, admin.close, watch, (admin, admin._client))
+            self._options = await prepared(
+                self._kafka,
+                self._topic,
+                start_timeout_s=self._start_timeout_s,
+                close_timeout_s=self._close_timeout_s,
+            )
+        except TransportError as error:
+            raise SnapshotStoreError(f"snapshots cannot be kept in topic {self._topic!r}: {error}") from error
 
     async def close(self) -> None:
         """Finish what was begun and close every producer, within a time even when the broker is away."""
