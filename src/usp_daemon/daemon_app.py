@@ -49,7 +49,7 @@ from usp_daemon.telemetry import (
     telemetry_routes,
 )
 from usp_daemon.transport import tick_format_of
-from usp_daemon.transport.kafka import KafkaTransport, TopicSnapshotStore
+from usp_daemon.transport.kafka import KafkaTransport, TopicEpochLog, TopicSnapshotStore
 from usp_daemon.wire import AbstractTransport, ResultEncoder, TickDecoder
 
 _log = get_logger(__name__)
@@ -293,7 +293,12 @@ def _store(settings: Settings, crash_fn: Callable[[str], None]) -> AbstractSnaps
 def _epoch_log(settings: Settings) -> AbstractEpochLog:
     io = settings.io
     if io.snapshot_store == "topic":
-        raise NotImplementedError
+        return TopicEpochLog(
+            settings.kafka,
+            io.snapshot_topic,
+            instance=instance_name(settings),
+            start_timeout_s=settings.service.start_timeout_s,
+        )
     return DirectoryEpochLog(io.snapshot_path, group=settings.kafka.group)
 
 

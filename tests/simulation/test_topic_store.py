@@ -8,7 +8,7 @@ from replicas import FIRST_SETTINGS, ChainPredictor, expected_output, hash_of, m
 
 from group_worlds import KafkaWorld, until
 from usp_daemon.service import Daemon, DaemonOptions, EpochBook, Observer, Outcome, RecoveryPolicy, StopRequest
-from usp_daemon.transport.kafka import TopicSnapshotStore
+from usp_daemon.transport.kafka import TopicEpochLog, TopicSnapshotStore
 from usp_daemon.wire import TickDecoder
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
