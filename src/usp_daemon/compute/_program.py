@@ -126,11 +126,16 @@ class TilePrograms:
 
 
 def compile_programs(
-    program: StepProgram, config: Any, choice: DeviceChoice, folder: Path | None = None
+    program: StepProgram,
+    config: Any,
+    choice: DeviceChoice,
+    folder: Path | None = None,
+    num_threads: int = _COMPILE_THREADS,
 ) -> TilePrograms:
     """Traces and compiles everything an engine will ever run, for ``config``'s structure on ``choice``'s device.
 
-    ``folder`` keeps what was traced for the next start.
+    ``folder`` keeps what was traced for the next start. Of the ``num_threads`` that compile, each takes the interpreter's
+    lock for a while when the program is read from the cache; with one, other threads get their turn in between.
     """
     width, refresh_width, dtype = choice.tile_width, choice.refresh_width, choice.dtype
     sharding = jax.sharding.SingleDeviceSharding(choice.device)
@@ -226,7 +231,7 @@ def compile_programs(
         lowered(move, tile, small_tile, lane_numbers(width, refresh_width)),
     )
     # Tracing holds the interpreter lock, compiling does not, so the two large programs are compiled side by side.
-    with ThreadPoolExecutor(_COMPILE_THREADS, thread_name_prefix="usp-compile") as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="usp-compile") as pool:
         programs = tuple(pool.map(lambda one: one.compile(compiler_options=dict(options)), to_compile))
     texts = [one.as_text() for one in to_compile[:3]]
     identity = ProgramIdentity(

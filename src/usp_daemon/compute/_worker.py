@@ -181,7 +181,14 @@ class Worker:
                 note = f"compiled in this process: {error}"
             started = time.perf_counter()
             programs = await _in_side_thread(
-                lambda: compile_programs(program, config.as_arrays(choice.dtype), choice, folder)
+                functools.partial(
+                    compile_programs,
+                    program,
+                    config.as_arrays(choice.dtype),
+                    choice,
+                    folder,
+                    **({} if note else {"num_threads": 1}),
+                )
             )
             loading = time.perf_counter() - started
             await self._submit(lambda pool: pool.adopt(config, programs))
