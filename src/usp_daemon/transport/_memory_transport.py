@@ -28,6 +28,7 @@ from usp_daemon.wire import (
     TransportError,
 )
 
+from ._input import raw_batch
 from ._memory_broker import Membership, MemoryBroker, MemoryRecord, UnknownMemberError
 from ._output import outputs_of, standing_after
 
@@ -315,7 +316,7 @@ class _MemoryConsumer(AbstractGroupConsumer):
             self._positions[partition] = next_position
             if records:
                 max_records -= len(records)
-                batches.append(_raw_batch(partition, records))
+                batches.append(raw_batch(partition, records, [record.timestamp_ms for record in records]))
                 self._turns.remove(partition)  # whoever has had its turn comes last
                 self._turns.append(partition)
         return batches
@@ -364,19 +365,6 @@ class _MemoryConsumer(AbstractGroupConsumer):
     def end_offset(self, partition: TopicPartition) -> int | None:
         """The end of the partition."""
         return self._broker.bounds(partition).end if partition in self._positions else None
-
-
-def _raw_batch(partition: TopicPartition, records: Sequence[MemoryRecord]) -> RawBatch:
-    return RawBatch(
-        topic=partition.topic,
-        partition=partition.partition,
-        source=partition.topic,
-        offsets=[record.offset for record in records],
-        values=[record.value for record in records],
-        keys=[record.key for record in records],
-        headers=[record.headers for record in records],
-        record_timestamps_ns=[record.timestamp_ms * 1_000_000 for record in records],
-    )
 
 
 class _MemoryWriter(AbstractPartitionWriter):

@@ -14,12 +14,11 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
+from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from usp_daemon.config import Kafka
 from usp_daemon.wire import (
-    NO_TIMESTAMP,
     AbstractGroupConsumer,
     AssignmentListener,
     CommittedOffset,
@@ -32,6 +31,7 @@ from usp_daemon.wire import (
     TransportError,
 )
 
+from .._input import raw_batch
 from ._errors import FENCED_INSTANCE_CODE, permanent
 from ._lenient import read_headers_leniently
 from ._shutdown import stop_within
@@ -40,12 +40,9 @@ from ._watch import ClientWatch
 
 _log = logging.getLogger(__name__)
 
-# A producer may give a record any time; beyond this one its nanoseconds are no 64-bit number.
-MAX_TIMESTAMP_MS = (2**63 - 1) // 1_000_000
 # Beyond the service's own timeout: what a poll may be held up by a rebalance, which aiokafka would wait out.
 GRACE_S = 0.05
-PAUSE_S = 0.1  # before poll looks again for what it has to wait for
-MEND_PAUSE_S = 1.0
+PAUSE_S = 1.0  # the most for which a poll without a consumer sleeps
 MEMBERSHIP_ERRORS = (
     kafka_errors.UnknownMemberIdError,
     kafka_errors.IllegalGenerationError,
@@ -211,7 +208,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             await asyncio.sleep(min(timeout_s, self._kafka.request_timeout_ms / 1e3, 0.1))
             return []
         return [
-            _raw_batch(partition, records)
+            raw_batch(TopicPartition(*partition), records, [record.timestamp for record in records])
             for partition, records in found.items()
             if records and TopicPartition(*partition) in self._begun
         ]
@@ -223,7 +220,7 @@ class KafkaGroupConsumer(AbstractGroupConsumer):
             await self.rejoin()
         except OutcomeUnknownError as error:
             _log.warning("kafka_consumer_not_restarted: %s", error)
-            await asyncio.sleep(min(timeout_s, MEND_PAUSE_S))
+            await asyncio.sleep(min(timeout_s, PAUSE_S))
 
     def _out_of_range(self, error: kafka_errors.OffsetOutOfRangeError) -> None:
         for kafka_partition, position in error.args[0].items():
@@ -405,20 +402,3 @@ def _is_dead(consumer: AIOKafkaConsumer) -> bool:
     if coordinator is None or fetcher is None:  # it has not begun yet
         return False
     return coordinator._coordination_task.done() or fetcher._fetch_task.done()
-
-
-def _raw_batch(partition: KafkaPartition, records: Sequence[ConsumerRecord]) -> RawBatch:
-    return RawBatch(
-        topic=partition.topic,
-        partition=partition.partition,
-        source=partition.topic,
-        offsets=[record.offset for record in records],
-        values=[record.value for record in records],
-        keys=[record.key for record in records],
-        # a header's value may be missing
-        headers=[[(name, value or b"") for name, value in record.headers] for record in records],
-        record_timestamps_ns=[
-            record.timestamp * 1_000_000 if 0 <= record.timestamp <= MAX_TIMESTAMP_MS else NO_TIMESTAMP
-            for record in records
-        ],
-    )

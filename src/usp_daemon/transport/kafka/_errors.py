@@ -1,9 +1,11 @@
 """aiokafka's errors as the interface has them, with a sentence on what to do."""
 
+from collections.abc import Sequence
+
 from aiokafka import errors as kafka_errors
 
 from usp_daemon.config import Kafka
-from usp_daemon.wire import TransportError
+from usp_daemon.wire import MAX_NOTE_BYTES, TransportError
 
 # Codes by which a broker says that a producer's epoch has passed; aiokafka does not know the second.
 FENCED_CODES = frozenset({47, 90})  # INVALID_PRODUCER_EPOCH, PRODUCER_FENCED
@@ -21,12 +23,6 @@ REFUSED_ERRORS = (
     kafka_errors.MessageSizeTooLargeError,
     kafka_errors.RecordListTooLargeError,
     kafka_errors.InvalidTimestampError,
-)
-_AUTHORIZATION_ERRORS = (
-    kafka_errors.TopicAuthorizationFailedError,
-    kafka_errors.GroupAuthorizationFailedError,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.TransactionalIdAuthorizationFailed,
 )
 
 
@@ -49,10 +45,15 @@ def permanent(error: BaseException, kafka: Kafka) -> TransportError | None:
         )
     if isinstance(error, kafka_errors.TopicAuthorizationFailedError):
         topics = error.args[0] if error.args else "a topic"
-        topics = ", ".join(sorted(topics)) if isinstance(topics, set | frozenset | list | tuple) else topics
-        return TransportError(f"no right to use {topics}: allow READ on the input topic and WRITE on the others")
+        names = sorted(topics) if isinstance(topics, set | frozenset | list | tuple) else [str(topics)]
+        return TransportError(f"no right to use {', '.join(names)}: {_wanted(names, kafka)}")
     if isinstance(error, kafka_errors.ClusterAuthorizationFailedError):
         return TransportError("no right to produce idempotently: allow IDEMPOTENT_WRITE on the cluster")
+    if isinstance(error, kafka_errors.OffsetMetadataTooLargeError):
+        return TransportError(
+            f"the broker takes no note of {MAX_NOTE_BYTES} bytes beside an offset: set its offset.metadata.max.bytes "
+            "to 4096, the default, or more"
+        )
     if isinstance(error, kafka_errors.UnsupportedCodecError):
         return TransportError(f'compression that this installation cannot handle ({error}): install "aiokafka[all]"')
     if isinstance(
@@ -70,6 +71,10 @@ def permanent(error: BaseException, kafka: Kafka) -> TransportError | None:
     return None
 
 
-def is_authorization(error: BaseException) -> bool:
-    """Whether ``error`` is about rights."""
-    return isinstance(cause_of(error), _AUTHORIZATION_ERRORS)
+def _wanted(topics: Sequence[str], kafka: Kafka) -> str:
+    outputs = {kafka.predictions_topic, kafka.alarms_topic, kafka.dead_letters_topic}
+    if outputs.issuperset(topics):
+        return "allow WRITE and DESCRIBE on it to this client"
+    if set(topics) == {kafka.input_topic}:
+        return "allow READ and DESCRIBE on it to this client"
+    return "allow READ on the input topic, WRITE on the outputs, and both on io.snapshot_topic"

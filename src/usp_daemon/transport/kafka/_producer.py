@@ -48,6 +48,13 @@ class PartitionProducer:
         )
         self.watch = ClientWatch(self.client.client)
 
+    @property
+    def transaction_error(self) -> BaseException | None:
+        """What has ended the transaction. Others come of it: aiokafka then sends the records outside of any."""
+        manager = self.client._txn_manager
+        waiter = None if manager is None else manager._transaction_waiter
+        return waiter.exception() if waiter is not None and waiter.done() and not waiter.cancelled() else None
+
     async def start(self) -> None:
         """Connect; with a transactional id: take it over, which ends what earlier owners left."""
         await self.client.start()

@@ -94,8 +94,10 @@ async def fetch_stable_offset(
         try:
             response = await coordinator._send_req(_OffsetFetchRequest(group, partition))
         except (NotImplementedError, kafka_errors.IncompatibleBrokerVersion):
-            found = await coordinator.fetch_committed_offsets([partition])  # a broker before 2.5
-            return CommittedOffset(*found[partition]) if partition in found else None
+            found = (await coordinator.fetch_committed_offsets([partition])).get(partition)  # a broker before 2.5
+            if found is None or found.offset == NO_OFFSET:
+                return None
+            return CommittedOffset(found.offset, found.metadata or "")
         except kafka_errors.KafkaError as error:
             if not error.retriable:
                 raise

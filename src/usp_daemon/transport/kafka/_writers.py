@@ -15,7 +15,7 @@ background, and must be opened anew.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiokafka import errors as kafka_errors
@@ -112,6 +112,33 @@ class KafkaWriter(AbstractPartitionWriter):
         if producer is not None:
             await producer.close(timeout_s)
 
+    @contextlib.asynccontextmanager
+    async def _publishing(self) -> AsyncIterator[PartitionProducer]:
+        """The producer, to publish with; a failure other than a refused record ends it and is told as it is known."""
+        producer = self._producer
+        if producer is None:
+            raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
+        try:
+            yield producer
+        except RecordTooLargeError:
+            raise
+        except Exception as error:
+            cause = producer.transaction_error or error
+            await self._discard()
+            raise self._explained(producer, cause) from error
+        except BaseException:
+            await self._discard()
+            raise
+
+    async def _send(self, producer: PartitionProducer, batch: OutputBatch) -> None:
+        """Send all records of ``batch`` and wait until they are acknowledged."""
+        try:
+            async with asyncio.TaskGroup() as sending:
+                for output in outputs_of(batch, self._kafka):
+                    sending.create_task(producer.send(output, self._partition.partition))
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
     def _explained(self, producer: PartitionProducer, error: BaseException) -> TransportError:
         error = cause_of(error)
         if isinstance(error, TransportError):
@@ -145,28 +172,19 @@ class TransactionalWriter(KafkaWriter):
     async def publish(self, batch: OutputBatch) -> None:
         """Publish and commit all of ``batch`` or nothing."""
         standing = standing_after(batch, self._partition)
-        producer = self._producer
-        if producer is None:
-            raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
-        producer.watch.reset()
-        try:
-            await self._publish(producer, batch, standing)
-        except RecordTooLargeError:
-            await self._abort(producer)
-            raise
-        except Exception as error:
-            await self._discard()
-            raise self._explained(producer, error) from error
-        except BaseException:
-            await self._discard()
-            raise
+        async with self._publishing() as producer:
+            producer.watch.reset()
+            try:
+                await self._publish(producer, batch, standing)
+            except RecordTooLargeError:
+                await self._abort(producer)
+                raise
         if standing is not None:
             self._committed = standing.offset
 
     async def _publish(self, producer: PartitionProducer, batch: OutputBatch, standing: CommittedOffset | None) -> None:
         client = producer.client
-        outputs = outputs_of(batch, self._kafka)
-        if standing is None and not outputs:
+        if standing is None and not outputs_of(batch, self._kafka):
             return
 
         async def fill() -> None:
@@ -177,15 +195,10 @@ class TransactionalWriter(KafkaWriter):
                 offsets = {KafkaPartition(*self._partition): tuple(standing)}
                 await client.send_offsets_to_transaction(offsets, self._kafka.group)
                 self._crash_fn("transaction.offsets_sent")
-            async with asyncio.TaskGroup() as sending:
-                for output in outputs:
-                    sending.create_task(producer.send(output, self._partition.partition))
+            await self._send(producer, batch)
 
         deadline_s = min(self._deadline_s, self._kafka.transaction_timeout_ms / 1e3)
-        try:
-            await producer.guarded(fill(), "filling the transaction", deadline_s)
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
+        await producer.guarded(fill(), "filling the transaction", deadline_s)
         self._crash_fn("transaction.records_sent")
         # Every record is acknowledged; only now may the transaction be decided.
         await producer.guarded(client.commit_transaction(), "committing the transaction", self._deadline_s)
@@ -244,28 +257,8 @@ class DirectWriter(KafkaWriter):
         standing = standing_after(batch, self._partition)
         if self._refusal is not None:
             raise self._refusal
-        producer = self._producer
-        if producer is None:
-            raise OutcomeUnknownError(f"the writer of {self._partition} must be opened (anew) first")
-
-        async def send() -> None:
-            async with asyncio.TaskGroup() as sending:
-                for output in outputs_of(batch, self._kafka):
-                    sending.create_task(producer.send(output, self._partition.partition))
-
-        try:
-            try:
-                await producer.guarded(send(), "publishing", self._deadline_s)
-            except BaseExceptionGroup as group:
-                raise _first(group) from group
-        except RecordTooLargeError:
-            raise
-        except Exception as error:
-            await self._discard()
-            raise self._explained(producer, error) from error
-        except BaseException:
-            await self._discard()
-            raise
+        async with self._publishing() as producer:
+            await producer.guarded(self._send(producer, batch), "publishing", self._deadline_s)
         producer.watch.reset()
         if standing is not None:
             self._pending = standing
