@@ -228,7 +228,7 @@ def test_power_cut_at_every_call(tmp_path, case, lost):
             assert (again.outcome is MutationOutcome.UNCHANGED) == stands
         assert world.settings()[K] == wanted
         assert world.is_whole() is True
-        assert len([line for line in world.lines() if line["config_hash_before"] != line["config_hash_after"]]) >= 1
+        assert any(line["event"] in done for line in world.lines())
     assert at > 40, "there are that many calls in a change"
 
 

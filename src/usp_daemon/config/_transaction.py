@@ -18,11 +18,12 @@ from pathlib import Path
 
 from ._audit import AuditEvent, AuditLog
 from ._clock import Clock
-from ._disk import Disk, make_directory, write_whole
-from ._history import BackupHistory, EntryStatus, hash_of
+from ._disk import TEMPORARY_SUFFIX, Disk, make_directory, write_whole
+from ._history import BACKUPS_DIRECTORY, BackupHistory, EntryStatus, hash_of
 from ._journal import FileStep, Journal, Pending
 from ._limiter import MutationLimiter
 from ._mutation_errors import MutationFailedError
+from ._running import DAEMON_FILE, RELOAD_FILE
 from ._tabu import TabuList
 
 # What a system says where a file cannot be replaced: mounted read-only, no rights, marked immutable, itself a mount.
@@ -82,6 +83,7 @@ class Transactions:
 
         ``stands_fn`` says of a change whose file somebody has edited since whether its values are in force.
         """
+        self._sweep()
         pending = self._journal.read()
         if pending is None:
             return ""
@@ -105,6 +107,15 @@ class Transactions:
             self._give_up(pending)
         self.history.prune()
         return pending.mutation
+
+    def _sweep(self) -> None:
+        """Remove what a crash has left half-written: whoever wrote it held the lock, and lives no more."""
+        for directory in (self.state_path, self.state_path / BACKUPS_DIRECTORY):
+            with contextlib.suppress(OSError):
+                for path in list(directory.glob(f".*{TEMPORARY_SUFFIX}")):
+                    # the daemon's own two files are written without the lock
+                    if not path.name.startswith((f".{DAEMON_FILE}", f".{RELOAD_FILE}")):
+                        self._disk.unlink(path)
 
     def put_aside_yielded(self, path: Path, content: bytes) -> None:
         """Write an overlay without entries that act no more, which changes nothing that is in force."""
