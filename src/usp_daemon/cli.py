@@ -133,6 +133,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_snapshot_commands(command("snapshot", "List, inspect or verify the snapshots of a daemon's state."))
 
+    _add_audit_commands(command("audit", "Show or verify the log of changes that were made to the configuration."))
+
+    rollback = command("rollback", "Take the last change of the configuration back, or go back to a former one.")
+    rollback.add_argument("--to", type=_name, metavar="HASH|EPOCH", help="a former configuration (the last change)")
+    reload = command("reload", "Have the running service read its configuration now, and say what came of it.")
+    reload.add_argument("--wait", type=_seconds, default=30.0, metavar="S", help="seconds to wait for its answer (30)")
+    for subparser in (rollback, reload):
+        subparser.add_argument(
+            "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
+        )
+
     command("version", "Print the versions of usp-daemon and of what it computes with.")
     return parser
 
@@ -151,6 +162,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _check_config(parsed.config)
     if parsed.command == "snapshot":
         return _snapshot(parsed)
+    if parsed.command in ("audit", "rollback", "reload"):
+        return _of_config(parsed)
     return _run(parsed)
 
 
@@ -221,6 +234,53 @@ def _snapshot(parsed: argparse.Namespace) -> int:
     except (ConfigError, snapshot_commands.SnapshotCommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_INPUT
+    return EXIT_OK
+
+
+def _add_audit_commands(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "Read the log to its last bit: exit code 0 if it is what was written, 3 if not."
+    verification = actions.add_parser("verify", help=text, description=text)
+    text = "Print what was changed, refused, rolled back and kept."
+    showing = actions.add_parser("show", help=text, description=text)
+    showing.add_argument("--json", action="store_true", help="as JSON")
+    showing.add_argument("--last", type=_positive, metavar="N", help="only the last N lines")
+    for subparser in (verification, showing):
+        subparser.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings, for io.mutations_log")
+
+
+def _of_config(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from usp_daemon import config_commands
+    from usp_daemon.config import (
+        ConfigMutationError,
+        MutationFailedError,
+        MutationLockedError,
+        ReloadOutcome,
+    )
+
+    out = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        if parsed.command == "rollback":
+            config_commands.roll_back(out, config=parsed.config, to=parsed.to)
+        elif parsed.command == "reload":
+            report = config_commands.reload(out, config=parsed.config, wait_s=parsed.wait)
+            codes = {ReloadOutcome.REFUSED: EXIT_USAGE, ReloadOutcome.FAILED: EXIT_FAILURE}
+            return codes.get(report.outcome, EXIT_OK)
+        elif parsed.action == "show":
+            config_commands.show_audit(out, config=parsed.config, last=parsed.last, as_json=parsed.json)
+        elif not config_commands.verify_audit(out, config=parsed.config):
+            return EXIT_INPUT
+    except (ConfigMutationError, config_commands.NoDaemonError, config_commands.NoAnswerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        codes = (
+            (config_commands.NoDaemonError, EXIT_INPUT),
+            (MutationFailedError, EXIT_FAILURE),
+            (MutationLockedError, EXIT_FAILURE),
+            (ConfigMutationError, EXIT_USAGE),
+        )
+        return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
     return EXIT_OK
 
 
@@ -399,6 +459,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (seconds >= 0.0 and math.isfinite(seconds)):
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text}")
+    return seconds
 
 
 def _name(text: str) -> str:

@@ -99,7 +99,8 @@ async def _serve(
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:
         port = await stack.enter_async_context(_http(settings, registry, health))
-        del port
+        state_path = pathlib.Path(settings.io.state_path)
+        stack.enter_context(_announced(state_path, port or 0, loaded.source))
         observer = TelemetryObserver(metrics, health)
         worker = build_worker(settings, on_migration=observer.migrated)
         stack.push_async_callback(_closed_within, worker, settings.service.shutdown_timeout_s)
@@ -131,7 +132,7 @@ async def _serve(
             adopted_fn=observer.epoch_adopted,
         )
         stack.push_async_callback(epochs.close)
-        seen = SeenBase(settings.io.state_path)
+        seen = SeenBase(state_path)
         has_changed = seen.has_changed(loaded.base_hash)
         first = epochs.open(
             settings.predictor_values(), settings.predictor_hash(), loaded.base_hash, has_changed=has_changed
@@ -142,7 +143,10 @@ async def _serve(
 
         def reported(report: ReloadReport, now: LoadedConfig | None) -> None:
             observer.reloaded(report.outcome.value, report.seconds)
-            report.write(settings.io.state_path)
+            try:
+                report.write(state_path)
+            except OSError as error:
+                _log.warning("state_not_written", path=str(state_path), error=str(error))
             if now is not None and report.outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED):
                 seen.remember(now.base_hash)
 
@@ -216,6 +220,20 @@ def build_daemon(
         crash_fn=crash_fn,
         companions=companions,
     )
+
+
+@contextlib.contextmanager
+def _announced(state_path: pathlib.Path, port: int, config: str) -> Iterator[None]:
+    """Say where this daemon is to be found, for ``usp-daemon reload``; a disk that refuses does not keep it from work."""
+    try:
+        RunningDaemon.write(state_path, http_port=port, started_ns=time.time_ns(), config=config)
+    except OSError as error:
+        _log.warning("state_not_written", path=str(state_path), error=str(error))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            RunningDaemon.remove(state_path)
 
 
 async def make_epoch(worker: Worker, observer: TelemetryObserver, epoch: Epoch) -> ProgramEpoch:

@@ -23,6 +23,7 @@ from usp_daemon.config import (
     ParameterClass,
     ReloadOutcome,
     ReloadReport,
+    ReloadTrigger,
     Settings,
     diff_settings,
 )
@@ -54,7 +55,7 @@ class Reloader:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
-        self._started = started
+        self._started = self._in_force = started
         self._epochs = epochs
         self._check_fn = check_fn
         self._reported_fn = reported_fn
@@ -68,15 +69,15 @@ class Reloader:
         async with watching as watcher, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._answer_requests(), name="reload.requests")
             async for event in watcher:
-                await self._take(event.loaded, event.error, "file")
+                await self._take(event.loaded, event.error, ReloadTrigger.FILE)
 
     async def _answer_requests(self) -> None:
         while True:
             await self._asked.wait()
             self._asked.clear()
-            await self.reload("signal")
+            await self.reload(ReloadTrigger.SIGNAL)
 
-    async def reload(self, trigger: str) -> ReloadReport:
+    async def reload(self, trigger: ReloadTrigger) -> ReloadReport:
         """Read the configuration and apply it; says how that went and never raises for what is wrong with it."""
         loop = asyncio.get_running_loop()
         try:
@@ -85,7 +86,9 @@ class Reloader:
             return await self._take(None, error, trigger)
         return await self._take(loaded, None, trigger)
 
-    async def _take(self, loaded: LoadedConfig | None, error: ConfigError | None, trigger: str) -> ReloadReport:
+    async def _take(
+        self, loaded: LoadedConfig | None, error: ConfigError | None, trigger: ReloadTrigger
+    ) -> ReloadReport:
         async with self._one_at_a_time:
             began = time.perf_counter()
             outcome, problems = ReloadOutcome.REFUSED, () if error is None else tuple(map(str, error.problems))
@@ -93,20 +96,22 @@ class Reloader:
             if loaded is not None:
                 changed = self._changes(loaded.settings)
                 outcome, problems = await self._apply(loaded, changed, trigger)
+                if outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED):
+                    self._in_force = loaded
             report = ReloadReport(
-                time_s=self._wall_clock(),
+                time_ns=int(self._wall_clock() * 1e9),
                 trigger=trigger,
                 outcome=outcome,
                 epoch=self._epochs.current.number,
-                content_hash="" if loaded is None else loaded.content_hash,
+                content_hash=self._in_force.content_hash,
                 changed=changed,
                 problems=problems,
                 seconds=round(time.perf_counter() - began, 4),
             )
-            level = _log.info if outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED) else _log.error
-            level(
+            tell = _log.info if outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED) else _log.error
+            tell(
                 f"config_{outcome.value}",
-                trigger=trigger,
+                trigger=trigger.value,
                 epoch=report.epoch,
                 changed=changed,
                 problems=list(problems),
@@ -128,7 +133,7 @@ class Reloader:
         return changed
 
     async def _apply(
-        self, loaded: LoadedConfig, changed: dict[str, list[str]], trigger: str
+        self, loaded: LoadedConfig, changed: dict[str, list[str]], trigger: ReloadTrigger
     ) -> tuple[ReloadOutcome, tuple[str, ...]]:
         settings = loaded.settings
         locked = changed.get(ParameterClass.LOCKED.value, [])
@@ -144,7 +149,7 @@ class Reloader:
             return ReloadOutcome.REFUSED, (f"no predictor can be built from this: {error}",)
         try:
             await self._epochs.propose(
-                settings.predictor_values(), settings.predictor_hash(), loaded.base_hash, reason=trigger
+                settings.predictor_values(), settings.predictor_hash(), loaded.base_hash, reason=trigger.value
             )
             await self._epochs.adopt_newest()
         except (PersistenceError, EpochError) as error:
