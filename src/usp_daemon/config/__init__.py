@@ -7,6 +7,7 @@ from ._check import ConfigReport, check_config
 from ._daemon_sections import Compute, Io, Meta, Security, Wire
 from ._diff import Change, SettingsDiff, diff_settings
 from ._key import Key, KeySpec, ParameterClass, Reader, Value
+from ._live_tuning_section import Tuning
 from ._load import ConfigError, Problem, find_config, load_settings, parse_settings
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
 from ._reference import configuration_page, default_toml, errata_page
@@ -41,6 +42,7 @@ __all__ = [
     "Service",
     "Settings",
     "SettingsDiff",
+    "Tuning",
     "Validation",
     "Value",
     "Wire",
