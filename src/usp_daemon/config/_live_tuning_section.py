@@ -124,7 +124,7 @@ class Tuning:
             "Loss of score, relative to the previous parameters, that must be ruled out before new ones are kept.",
             "",
             0.001,
-            0.4,
+            0.3,
             reader=_TUNER,
         ),
     ] = 0.05
