@@ -285,6 +285,25 @@ def test_attempts_on_a_full_disk_leave_no_files_behind(tmp_path):
     assert [event.kind for event in steps.events] == [TickRingEventKind.STOPPED]
 
 
+def test_a_defect_is_told_and_does_not_end_the_writer(tmp_path):
+    now, writes = [0.0], []
+
+    def write(fd, data):
+        writes.append(len(data))
+        if len(writes) == 1:
+            raise KeyError("a defect")
+        return os.write(fd, data)
+
+    steps = Steps(tmp_path, write_fn=write, clock_fn=lambda: now[0])
+    steps.append(columns(["a"]))
+    now[0] = 100.0
+    steps.append(columns(["a"], 1))
+    steps.ring.close(30)
+    assert [event.kind for event in steps.events] == [TickRingEventKind.STOPPED, TickRingEventKind.RESUMED]
+    assert "KeyError" in steps.events[0].reason
+    assert seconds_of(read_ticks(tmp_path)["a"]) == [1]
+
+
 def test_space_is_left_to_others(tmp_path):
     steps = Steps(tmp_path, min_free_bytes=1_000_000, free_bytes_fn=lambda path: 1_000_000)
     steps.append(columns(["a"]))

@@ -331,7 +331,7 @@ class TickRing:
                 self._start()
             if columns is not None:
                 self._record(columns)
-        except (OSError, TickRingError) as error:
+        except Exception as error:  # whatever it is: recording is a convenience, and nobody else would hear of it
             # Everything is found out anew then: the directory may be another one.
             self._end_segment()
             self._unlock()
@@ -438,7 +438,7 @@ class TickRing:
             data += encode_symbols(names)
         try:
             self._write_all(self._fd, data + encode_ticks(columns))
-        except OSError:
+        except BaseException:
             self._take_back(self._fd)
             raise
         self._good_bytes += len(data) + ROW_BYTES * len(columns) + FRAME_BYTES
@@ -542,4 +542,6 @@ class TickRing:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, TickRingError) else repr(error)
