@@ -9,7 +9,7 @@ import pytest
 from usp_daemon import cli
 from usp_daemon.app import ExitCode
 from usp_daemon.config import SPECS, Reader
-from usp_daemon.persistence import SnapshotEventKind
+from usp_daemon.persistence import SnapshotEventKind, TickRingEventKind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "src" / "usp_daemon"
@@ -89,7 +89,7 @@ def test_every_warning_and_error_of_the_service_is_listed_and_no_other() -> None
     code = events_in_code()
     assert len(code) > 30
     assert code - events_in_docs() == set()
-    assert events_in_docs() - code - {kind.value for kind in SnapshotEventKind} == set()
+    assert events_in_docs() - code - {kind.value for kind in (*SnapshotEventKind, *TickRingEventKind)} == set()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))])

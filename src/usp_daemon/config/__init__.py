@@ -9,6 +9,7 @@ from ._daemon_sections import Compute, Io, Meta, Security, Wire
 from ._diff import Change, SettingsDiff, diff_settings
 from ._history import BackupHistory, EntryStatus, HistoryEntry
 from ._key import Key, KeySpec, ParameterClass, Reader, Value
+from ._live_tuning_section import Tuning
 from ._load import ConfigError, Problem, find_config, load_settings, parse_settings
 from ._mutate import ConfigMutator, Mutation, MutationOutcome, settings_as_far_as_right
 from ._mutation_errors import (
@@ -88,6 +89,7 @@ __all__ = [
     "Service",
     "Settings",
     "SettingsDiff",
+    "Tuning",
     "Validation",
     "Value",
     "Wire",

@@ -64,6 +64,7 @@ RULES: tuple[CrossFieldRule, ...] = (
         "another name than wire.time_field and wire.value_field, and those two different",
     ),
     _at_most("meta_optimization.n_startup_trials", "meta_optimization.n_trials"),
+    _at_most("tuning.probation_min_ticks", "tuning.probation_max_ticks"),
     CrossFieldRule(
         ("kafka.heartbeat_interval_ms", "kafka.session_timeout_ms"),
         lambda heartbeat, session: 3 * heartbeat <= session,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ._daemon_sections import Compute, Io, Meta, Security, Wire
 from ._key import KeySpec, ParameterClass, Reader, Value, specs_of
+from ._live_tuning_section import Tuning
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
 from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
 from ._tuning_section import MetaOptimization
@@ -36,6 +37,7 @@ class Settings:
     http: Http = dataclasses.field(default_factory=Http)
     log: Log = dataclasses.field(default_factory=Log)
     meta_optimization: MetaOptimization = dataclasses.field(default_factory=MetaOptimization)
+    tuning: Tuning = dataclasses.field(default_factory=Tuning)
 
     def __getitem__(self, path: str) -> Value:
         """The value under a dotted path such as "orchestration.cusum_k". Raises ``KeyError``."""

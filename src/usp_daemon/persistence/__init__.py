@@ -1,4 +1,6 @@
-"""Snapshots of partitions: one atomic, hash-verified file each, and the store that keeps the last few."""
+"""Snapshots of partitions: one atomic, hash-verified file each, and the store that keeps the last few. Beside them the
+recorder of the daemon's own input.
+"""
 
 from ._codec import (
     FORMAT_VERSION,
@@ -38,10 +40,14 @@ from ._errors import (
     SnapshotStoreError,
     SnapshotVersionError,
     SnapshotWriteError,
+    TickRingError,
 )
 from ._inspect import FoundFile, look_at, problem_of, snapshot_files
 from ._snapshot import Snapshot, SnapshotInfo
 from ._store import AbstractSnapshotStore, SnapshotEvent, SnapshotEventKind, log_event
+from ._symbol_sample import choose_symbols, symbol_hash
+from ._tick_ring import TickRing, TickRingEvent, TickRingEventKind, log_ring_event
+from ._tick_segments import RecordedTicks, read_ticks
 
 __all__ = [
     "CRASH_POINTS",
@@ -65,6 +71,7 @@ __all__ = [
     "PartitionLockedError",
     "PartitionNotHeldError",
     "PersistenceError",
+    "RecordedTicks",
     "Snapshot",
     "SnapshotContentError",
     "SnapshotEvent",
@@ -76,6 +83,11 @@ __all__ = [
     "SnapshotVersionError",
     "SnapshotWriteError",
     "StoredHeader",
+    "TickRing",
+    "TickRingError",
+    "TickRingEvent",
+    "TickRingEventKind",
+    "choose_symbols",
     "decode_epoch",
     "decode_snapshot",
     "encode_epoch",
@@ -83,9 +95,12 @@ __all__ = [
     "in_order",
     "is_free",
     "log_event",
+    "log_ring_event",
     "look_at",
     "problem_of",
     "read_header",
     "read_snapshot",
+    "read_ticks",
     "snapshot_files",
+    "symbol_hash",
 ]

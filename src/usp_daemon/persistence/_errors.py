@@ -67,3 +67,7 @@ class PartitionLockedError(SnapshotStoreError):
     def __init__(self, message: str, holder: LockHolder | None) -> None:
         super().__init__(message)
         self.holder = holder
+
+
+class TickRingError(PersistenceError):
+    """Recorded ticks cannot be read: the directory refuses, or holds something else."""
