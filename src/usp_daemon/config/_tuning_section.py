@@ -103,14 +103,12 @@ class MetaOptimization:
     )
     enable_deep_tuning: Annotated[
         bool,
-        locked(
-            "Whether a campaign is deep, over all 23 parameters, unless it is asked otherwise.", reader=Reader.TUNER
-        ),
+        locked("Whether a campaign searches all 23 parameters, unless asked otherwise.", reader=Reader.TUNER),
     ] = False
     batch_size: Annotated[
         int,
         locked(
-            "Trials that are drawn before any of them is evaluated; those that share a structure are evaluated together.",
+            "Trials that are drawn before any of them is evaluated; those of one structure are evaluated together.",
             "trials",
             1,
             1000,
@@ -130,7 +128,7 @@ class MetaOptimization:
     pruning: Annotated[
         bool,
         locked(
-            "Whether a trial is given up when, after a fold, its mean is worse than the median of the trials before it.",
+            "Whether a trial is given up when, after a fold, its mean is worse than the median of those before it.",
             reader=Reader.TUNER,
         ),
     ] = True

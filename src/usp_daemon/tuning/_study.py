@@ -173,9 +173,7 @@ class TrialStore:
                 self._keep(record)
         return self.records()
 
-    def begin(
-        self, params: Mapping[str, float | int | str | bool], *, outside: Mapping[str, Value] | None = None
-    ) -> TrialRecord:
+    def begin(self, params: Mapping[str, Value], *, outside: Mapping[str, Value] | None = None) -> TrialRecord:
         """Write a new running trial, in one piece, and return it with the number that it got."""
         record = TrialRecord(
             number=len(self._records),
