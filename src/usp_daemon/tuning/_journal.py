@@ -22,12 +22,19 @@ _TAIL_BYTES = 1 << 16
 
 
 class JournalFile(BaseJournalBackend):
-    """Operations in a file; processes may read it at any time, and append to it in turn."""
+    """Operations in a file; processes may read it at any time, and append to it in turn.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    With ``must_exist`` nothing is written before something is appended, and a missing file is a ``StorageError``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, must_exist: bool = False) -> None:
         self._path = pathlib.Path(path)
         # (number of the operation, offset of its line) of the first one that was not read yet
         self._next = (0, 0)
+        if must_exist:
+            if not self._path.is_file():
+                raise StorageError(f"{self._path}: no such file")
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab"):
