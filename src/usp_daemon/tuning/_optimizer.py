@@ -25,7 +25,7 @@ from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config
 from ._progress import Progress, StopReason, best_of, is_out_of_patience, last_improvement
 from ._pruning import prune_fn_of
 from ._report import render_report
-from ._sampling import StructureFn, batch_start, draw, structure_fn_of, structures_seen
+from ._sampling import StructureFn, TrialSampler, batch_start, structure_fn_of, structures_seen
 from ._search_space import base_candidate, path_of, search_space, structural_names
 from ._study import TrialStore, open_storage
 from ._trials import TrialRecord
@@ -151,8 +151,9 @@ class BayesianMetaOptimizer:
             total = total_trials if total_trials is not None else self.meta_config.total_trials(self.tier)
             if n_trials is not None:
                 total = sum(record.is_finished for record in records) + n_trials
+            sampler = TrialSampler(store.campaign, store.space, structure_fn=self._structure_fn, worker=store.worker)
             while (reason := self._reason_to_stop(records, total, begun)) is None:
-                batch = self._next_batch(store, records, total)
+                batch = self._next_batch(store, sampler, records, total)
                 if not batch:
                     reason = StopReason.ELSEWHERE
                     break
@@ -176,7 +177,9 @@ class BayesianMetaOptimizer:
             return StopReason.PATIENCE
         return None
 
-    def _next_batch(self, store: TrialStore, records: list[TrialRecord], total: int) -> list[TrialRecord]:
+    def _next_batch(
+        self, store: TrialStore, sampler: TrialSampler, records: list[TrialRecord], total: int
+    ) -> list[TrialRecord]:
         """The trials to be evaluated next: those that were left unfinished, and new ones up to the batch's end."""
         if store.is_shared:
             store.say_present()
@@ -190,7 +193,7 @@ class BayesianMetaOptimizer:
             number = len(records)
             if batch and batch_start(campaign, number) != batch_start(campaign, batch[-1].number):
                 break
-            params = draw(campaign, store.space, records, number, structure_fn=self._structure_fn, worker=store.worker)
+            params = sampler.draw(records, number)
             outside = {}
             if number == 0:
                 outside = {name: value for name, value in campaign.base.items() if value != params[name]}

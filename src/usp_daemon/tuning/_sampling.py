@@ -20,7 +20,6 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from usp_daemon.config import Value
@@ -50,26 +49,106 @@ def structure_fn_of(structural: Sequence[str]) -> StructureFn:
     return lambda candidate: tuple(candidate[name] for name in structural)
 
 
-def draw(
-    campaign: Campaign,
-    space: Mapping[str, BaseDistribution],
-    records: Sequence[TrialRecord],
-    number: int,
-    *,
-    structure_fn: StructureFn,
-    worker: str = "",
-) -> dict[str, Value]:
-    """The parameters of trial ``number``, by the ``records`` of the trials with smaller numbers.
+class TrialSampler:
+    """Draws the trials of one campaign.
 
-    Trial 0 is the settings at the start, or the point of the space nearest to them.
+    ``draw`` is a function of its arguments; what is kept between calls only saves building the model's view of the
+    trials anew for each trial of a batch.
     """
-    if number == 0:
-        return repaired(into_space(campaign.base, space), space)
-    before = [record for record in records if record.number < number]
-    seed = seed_of(campaign, number, worker)
-    if number < campaign.n_startup_trials:
-        return _at_random(campaign, space, before, seed, structure_fn)
-    return _by_model(campaign, space, before, number, seed, structure_fn)
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        space: Mapping[str, BaseDistribution],
+        *,
+        structure_fn: StructureFn,
+        worker: str = "",
+    ) -> None:
+        self._campaign = campaign
+        self._space = dict(space)
+        self._structure_fn = structure_fn
+        self._worker = worker
+        self._view: _View | None = None
+
+    def draw(self, records: Sequence[TrialRecord], number: int) -> dict[str, Value]:
+        """The parameters of trial ``number``, by the ``records`` of the trials with smaller numbers.
+
+        Trial 0 is the settings at the start, or the point of the space nearest to them.
+        """
+        campaign, space = self._campaign, self._space
+        if number == 0:
+            return repaired(into_space(campaign.base, space), space)
+        before = [record for record in records if record.number < number]
+        seed = seed_of(campaign, number, self._worker)
+        if number < campaign.n_startup_trials:
+            return _at_random(campaign, space, before, seed, self._structure_fn)
+        first = batch_start(campaign, number)
+        known = [record for record in before if record.number < first and record.is_finished]
+        pending = [record for record in before if not (record.number < first and record.is_finished)]
+        seen = structures_seen(before, campaign.structural, self._structure_fn)
+        if self._view is None or not self._view.is_of(seen, known, pending):
+            self._view = _View(campaign, space, seen, known, self._structure_fn)
+        return self._view.draw(pending, seed)
+
+
+class _View:
+    """The model's view of a batch: the trials known at its beginning, and those of it drawn so far."""
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        space: dict[str, BaseDistribution],
+        seen: dict[Hashable, dict[str, Value]],
+        known: Sequence[TrialRecord],
+        structure_fn: StructureFn,
+    ) -> None:
+        self._space = space
+        self._multivariate = campaign.multivariate
+        self._seen = seen
+        self._indices = {structure: index for index, structure in enumerate(seen)}
+        self._structure_fn = structure_fn
+        self._known = list(known)
+        self._pending: list[TrialRecord] = []
+        self._modelled = {name: space[name] for name in sorted(space) if name not in campaign.structural}
+        if len(seen) > 1:
+            self._modelled[_STRUCTURE] = CategoricalDistribution(list(range(len(seen))))
+        self._study = optuna.create_study(sampler=RandomSampler())
+        for record in known:
+            self._study.add_trial(_seen_trial(record, self._modelled_params(record), self._modelled))
+
+    def is_of(self, seen: Mapping[Hashable, object], known: list[TrialRecord], pending: Sequence[TrialRecord]) -> bool:
+        """Whether this view is that of these trials, or becomes it by adding some of ``pending``."""
+        return (
+            list(seen) == list(self._seen)
+            and known == self._known
+            and [record.params for record in pending[: len(self._pending)]]
+            == [record.params for record in self._pending]
+        )
+
+    def draw(self, pending: Sequence[TrialRecord], seed: int) -> dict[str, Value]:
+        """The next trial, all others of the batch so far being ``pending``."""
+        for record in pending[len(self._pending) :]:
+            running = create_trial(
+                state=TrialState.RUNNING, params=self._modelled_params(record), distributions=self._modelled
+            )
+            self._study.add_trial(running)
+            self._pending.append(record)
+        self._study.sampler = TPESampler(
+            seed=seed, multivariate=self._multivariate, n_startup_trials=0, constant_liar=True
+        )
+        trial = self._study.ask(self._modelled)
+        values = dict(trial.params)
+        # The sampler passes failed trials over: this one comes back as it is run, after it was repaired.
+        self._study.tell(trial, state=TrialState.FAIL)
+        structure = int(values.pop(_STRUCTURE, 0))
+        values.update(list(self._seen.values())[structure])
+        return repaired({name: values[name] for name in self._space}, self._space)
+
+    def _modelled_params(self, record: TrialRecord) -> dict[str, Value]:
+        params = {name: record.params[name] for name in self._modelled if name != _STRUCTURE}
+        if _STRUCTURE in self._modelled:
+            params[_STRUCTURE] = self._indices[self._structure_fn(record.params)]
+        return params
 
 
 def structures_seen(
@@ -100,53 +179,6 @@ def _at_random(
         rarest = [params for structure, params in seen.items() if visits[structure] == fewest]
         values.update(rarest[np.random.RandomState(seed).randint(len(rarest))])
     return repaired(values, space)
-
-
-def _by_model(
-    campaign: Campaign,
-    space: Mapping[str, BaseDistribution],
-    before: Sequence[TrialRecord],
-    number: int,
-    seed: int,
-    structure_fn: StructureFn,
-) -> dict[str, Value]:
-    structural = campaign.structural
-    seen = structures_seen(before, structural, structure_fn)
-    indices = {structure: index for index, structure in enumerate(seen)}
-    free = {name: distribution for name, distribution in space.items() if name not in structural}
-    modelled: dict[str, BaseDistribution] = dict(free)
-    if len(seen) > 1:
-        modelled[_STRUCTURE] = CategoricalDistribution(list(range(len(seen))))
-
-    def modelled_params(record: TrialRecord) -> dict[str, Value]:
-        params = {name: record.params[name] for name in free}
-        if len(seen) > 1:
-            params[_STRUCTURE] = indices[structure_fn(record.params)]
-        return params
-
-    first = batch_start(campaign, number)
-    known = [record for record in before if record.number < first and record.is_finished]
-    pending = [record for record in before if not (record.number < first and record.is_finished)]
-    study = optuna.create_study(
-        sampler=TPESampler(seed=seed, multivariate=campaign.multivariate, n_startup_trials=0, constant_liar=True)
-    )
-    for record in known:
-        study.add_trial(_seen_trial(record, modelled_params(record), modelled))
-    for record in pending:
-        study.add_trial(_running_trial(modelled_params(record), modelled))
-    values = _asked(study, modelled)
-    structure = int(values.pop(_STRUCTURE, 0))
-    values.update(list(seen.values())[structure])
-    return repaired({name: values[name] for name in space}, space)
-
-
-def _asked(study: Study, modelled: Mapping[str, BaseDistribution]) -> dict[str, Value]:
-    # by name: for parameters that are drawn one by one, the order decides which gets which random number
-    return dict(study.ask({name: modelled[name] for name in sorted(modelled)}).params)
-
-
-def _running_trial(params: dict[str, Value], distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    return create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
 
 
 def _seen_trial(
