@@ -126,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     tail.add_argument("--count", type=_positive, metavar="N", help="end after N records")
     tail.add_argument("--json", action="store_true", help="the records as they are")
 
+    _add_tuning_commands(
+        command("tune", "Search for better settings on recorded ticks; interrupted, the same command continues."),
+        command("report", "Say what came of a tuning campaign: best values, importance, convergence."),
+    )
+
     check = command("check-config", "Say whether a configuration is right, or everything that is wrong with it.")
     check.add_argument(
         "config", nargs="?", type=pathlib.Path, metavar="FILE", help="(config/config.toml if it is there)"
@@ -164,6 +169,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _snapshot(parsed)
     if parsed.command in ("audit", "rollback", "reload"):
         return _of_config(parsed)
+    if parsed.command in ("tune", "report"):
+        return _tune_or_report(parsed)
     return _run(parsed)
 
 
@@ -282,6 +289,92 @@ def _of_config(parsed: argparse.Namespace) -> int:
         )
         return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
     return EXIT_OK
+
+
+def _add_tuning_commands(tune: argparse.ArgumentParser, report: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "files", nargs="+", type=pathlib.Path, metavar="FILE", help="ticks, CSV or JSON Lines, as for replay"
+    )
+    for parser in (tune, report):
+        parser.add_argument(
+            "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
+        )
+    tune.add_argument("--trials", type=_positive, metavar="N", help="trials of the whole campaign (settings: 50)")
+    tune.add_argument("--deep", action="store_true", help="all 23 parameters and 500 trials in place of 6 and 50")
+    tune.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where campaigns are kept (settings: io/tuning)")
+    tune.add_argument("--name", type=_name, metavar="NAME", help="the campaign's name (usp-fast or usp-deep)")
+    tune.add_argument("--seed", type=_natural, metavar="S", help="what the draws depend on (settings: 42)")
+    tune.add_argument(
+        "--time-limit", type=_seconds, metavar="SECONDS", help="begin no batch after that time (settings: 7 days)"
+    )
+    how = tune.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="continue a campaign, refuse to begin one")
+    how.add_argument("--fresh", action="store_true", help="put the campaign that is there away and begin anew")
+    tune.add_argument("--worker", type=_name, metavar="NAME", help="this machine's name in a shared campaign (its own)")
+    tune.add_argument("--format", choices=("auto", "csv", "jsonl"), default="auto", help="(auto: by suffix or content)")
+    tune.add_argument(
+        "--time-unit", choices=("ns", "us", "ms", "s", "iso8601"), help="how times are written (settings: ns)"
+    )
+    report.add_argument(
+        "campaign", nargs="?", metavar="CAMPAIGN", help="a journal, a saved study, or a name (the only one there is)"
+    )
+    report.add_argument("--html", type=pathlib.Path, metavar="FILE", help="also write a page with drawings")
+    report.add_argument("--json", action="store_true", help="as JSON, with every trial")
+    report.add_argument("--audit", type=pathlib.Path, metavar="FILE", help="a log of what was applied and rolled back")
+    for parser in (tune, report):
+        parser.add_argument("--propose", action="store_true", help="print only the best values, as settings")
+
+
+def _tune_or_report(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from usp_daemon import tune_commands
+    from usp_daemon.config import ConfigError
+    from usp_daemon.telemetry import configure_logging
+    from usp_daemon.transport import InputError
+    from usp_daemon.tuning import CampaignMismatchError, TuningError
+
+    configure_logging(parsed.log_level, log_format="json" if parsed.log_json else "console")
+    out, err = Console(width=None if sys.stdout.isatty() else 110), Console(stderr=True)
+    try:
+        if parsed.command == "report":
+            reporting = tune_commands.ReportOptions(
+                campaign=parsed.campaign,
+                config=parsed.config,
+                html=parsed.html,
+                as_json=parsed.json,
+                propose=parsed.propose,
+                audit=parsed.audit,
+            )
+            tune_commands.report(reporting, out)
+            return EXIT_OK
+        tuning = tune_commands.TuneOptions(
+            files=parsed.files,
+            config=parsed.config,
+            out=parsed.out,
+            name=parsed.name,
+            trials=parsed.trials,
+            deep=parsed.deep,
+            resume=parsed.resume,
+            fresh=parsed.fresh,
+            time_limit_s=parsed.time_limit,
+            seed=parsed.seed,
+            worker=parsed.worker,
+            propose=parsed.propose,
+            file_format=parsed.format,
+            time_unit=parsed.time_unit,
+        )
+        return EXIT_OK if tune_commands.tune(tuning, out, err) else EXIT_INTERRUPTED
+    except (ConfigError, InputError, TuningError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        codes = ((ConfigError, EXIT_USAGE), (CampaignMismatchError, EXIT_USAGE), (InputError, EXIT_INPUT))
+        return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
+    except KeyboardInterrupt:
+        print("interrupted: every finished trial is kept; the same command continues the campaign", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
 
 
 def _problem_of_feed(parsed: argparse.Namespace) -> str | None:
@@ -465,6 +558,19 @@ def _seconds(text: str) -> float:
     seconds = float(text)
     if not (seconds >= 0.0 and math.isfinite(seconds)):
         raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text}")
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, got {text}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (seconds > 0.0 and math.isfinite(seconds)):
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
     return seconds
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from ._daemon_sections import Io
-from ._key import Key, KeySpec, ParameterClass, Reader, locked, specs_of
+from ._key import Key, KeySpec, ParameterClass, Reader, locked, secret, specs_of
 from ._predictor_sections import Kernels, Orchestration
 
 _TARGETS: dict[str, KeySpec] = {
@@ -101,11 +101,93 @@ class MetaOptimization:
     multivariate: Annotated[bool, locked("Whether the sampler models the parameters jointly.", reader=Reader.TUNER)] = (
         True
     )
-    enable_deep_tuning: Annotated[bool, locked("Whether deep campaigns are run at all.", reader=Reader.TUNER)] = False
+    enable_deep_tuning: Annotated[
+        bool,
+        locked("Whether a campaign searches all 23 parameters, unless asked otherwise.", reader=Reader.TUNER),
+    ] = False
+    batch_size: Annotated[
+        int,
+        locked(
+            "Trials that are drawn before any of them is evaluated; those of one structure are evaluated together.",
+            "trials",
+            1,
+            1000,
+            reader=Reader.TUNER,
+        ),
+    ] = 8
+    max_structures: Annotated[
+        int,
+        locked(
+            "Most structures (combinations of structural parameters) that one campaign visits; each is compiled once.",
+            "structures",
+            1,
+            100,
+            reader=Reader.TUNER,
+        ),
+    ] = 8
+    pruning: Annotated[
+        bool,
+        locked(
+            "Whether a trial is given up when, after a fold, its mean is worse than the median of those before it.",
+            reader=Reader.TUNER,
+        ),
+    ] = True
+    patience_trials: Annotated[
+        int,
+        locked(
+            "Trials without an improvement of min_improvement after which a campaign ends; 0: never.",
+            "trials",
+            0,
+            1_000_000,
+            reader=Reader.TUNER,
+        ),
+    ] = 50
+    min_improvement: Annotated[
+        float,
+        locked(
+            "Least fall of the best value, on which the settings at the start score 1, that counts as one.",
+            "",
+            0.0,
+            1.0,
+            reader=Reader.TUNER,
+        ),
+    ] = 1e-4
+    time_limit_s: Annotated[
+        float,
+        locked(
+            "Time after which a run of a campaign begins no further batch; 0: no limit.",
+            "s",
+            0.0,
+            31_536_000.0,
+            reader=Reader.TUNER,
+        ),
+    ] = 604_800.0
+    seed: Annotated[
+        int,
+        locked("What the draws depend on, besides the trials before them.", "", 0, 2**63 - 1, reader=Reader.TUNER),
+    ] = 42
     checkpoint_path: Annotated[str, locked("Directory of the campaigns.", "path", reader=Reader.TUNER)] = "io/tuning"
+    storage_url: Annotated[
+        str,
+        secret(
+            "Database of the campaigns, as an SQLAlchemy URL, so that machines may share one; empty: files in "
+            "checkpoint_path.",
+            reader=Reader.TUNER,
+        ),
+    ] = ""
 
     # walk-forward validation
     train_ratio: Annotated[
         float, locked("Share of the history that is only trained on.", "", 0.1, 0.95, reader=Reader.TUNER)
     ] = 0.7
     n_folds: Annotated[int, locked("Test blocks after it.", "folds", 1, 100, reader=Reader.TUNER)] = 5
+    embargo_ticks: Annotated[
+        int,
+        locked(
+            "Ticks before each test block that count neither as training nor as test.",
+            "ticks",
+            0,
+            1_000_000,
+            reader=Reader.TUNER,
+        ),
+    ] = 50

@@ -1,11 +1,43 @@
-"""Tuning: what decides whether parameters should change, and whether a change stays."""
+"""The tuner: campaigns that search for better settings, what is made of them, and whether a change stays."""
 
+from ._async import AsyncMetaOptimizer
+from ._campaign import Campaign
 from ._drift import ScoreDrift
+from ._errors import (
+    CampaignInUseError,
+    CampaignMismatchError,
+    IntegrityError,
+    MissingHashError,
+    StorageError,
+    TuningError,
+)
+from ._evaluation import BatchEvaluator, Evaluation, PruneFn
+from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config, replaced
+from ._optimizer import BayesianMetaOptimizer, OptimizationResult
+from ._progress import Progress, StopReason
+from ._reading import campaign_names, put_away, read_file, read_stored
+from ._report import Summary, proposal_of, summarise, text_of
+from ._report_html import write_html_report
 from ._scores import crps
+from ._search_space import search_space
 from ._sequential import SequentialPlan, SequentialSummary, SequentialTest, Verdict
 from ._shadow import Shadow, ShadowReport, SideReport, StepFn, choose_shadow, probation_plan, sample_states
+from ._trials import TrialRecord
 
 __all__ = [
+    "AsyncMetaOptimizer",
+    "BatchEvaluator",
+    "BayesianMetaOptimizer",
+    "Campaign",
+    "CampaignInUseError",
+    "CampaignMismatchError",
+    "Evaluation",
+    "IntegrityError",
+    "MetaOptimizationConfig",
+    "MissingHashError",
+    "OptimizationResult",
+    "Progress",
+    "PruneFn",
     "ScoreDrift",
     "SequentialPlan",
     "SequentialSummary",
@@ -14,9 +46,25 @@ __all__ = [
     "ShadowReport",
     "SideReport",
     "StepFn",
+    "StopReason",
+    "StorageError",
+    "Summary",
+    "TrialRecord",
+    "TuningError",
     "Verdict",
+    "campaign_names",
     "choose_shadow",
     "crps",
+    "load_meta_optimization_config",
     "probation_plan",
+    "proposal_of",
+    "put_away",
+    "read_file",
+    "read_stored",
+    "replaced",
     "sample_states",
+    "search_space",
+    "summarise",
+    "text_of",
+    "write_html_report",
 ]

@@ -1,0 +1,159 @@
+"""Every key of [meta_optimization] is the schema's, and each of them does something."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import optuna
+import pytest
+
+from tuning_landscapes import FoldedBowl, bowl, essence, settings_for
+from usp_daemon.config import SPECS, ConfigError, MetaOptimization, Settings, parse_settings
+from usp_daemon.tune_commands import walk_forward_evaluator
+from usp_daemon.tuning import (
+    BayesianMetaOptimizer,
+    CampaignMismatchError,
+    MetaOptimizationConfig,
+    load_meta_optimization_config,
+    search_space,
+)
+
+NAMES = [spec.name for spec in SPECS.values() if spec.section == "meta_optimization"]
+ENDS = [name for name in NAMES if name.endswith(("_min", "_max"))]
+# Another value than the default for each key that is no end of a range.
+# Those of the two kinds of tests below.
+ELSEWHERE = {"train_ratio", "n_folds", "embargo_ticks", "max_deep_tuning_iterations", "min_improvement"}
+OTHERS: dict[str, Any] = {
+    "n_trials": 12,
+    "n_startup_trials": 4,
+    "max_deep_tuning_iterations": 9,
+    "multivariate": False,
+    "enable_deep_tuning": True,
+    "batch_size": 3,
+    "max_structures": 2,
+    "pruning": False,
+    "patience_trials": 1,
+    "min_improvement": 0.5,
+    "time_limit_s": 1.0,
+    "seed": 7,
+    "checkpoint_path": "elsewhere",
+    "storage_url": "sqlite:///campaigns.db",
+    "train_ratio": 0.5,
+    "n_folds": 3,
+    "embargo_ticks": 7,
+}
+
+
+def test_defaults_are_the_schemas() -> None:
+    """GAP-6.3: no default of its own, no key missing, none more."""
+    config = MetaOptimizationConfig()
+    assert {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} == dataclasses.asdict(
+        MetaOptimization()
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.n_trials = 3  # type: ignore[misc]
+
+
+def test_loaded_from_a_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[meta_optimization]\nn_trials = 77\ncusum_k_max = 0.8\n")
+    config = load_meta_optimization_config(path)
+    assert (config.n_trials, config.cusum_k_max, config.n_folds) == (77, 0.8, MetaOptimization().n_folds)
+    assert load_meta_optimization_config(parse_settings({"meta_optimization": {"n_trials": 66}})).n_trials == 66
+    path.write_text("[meta_optimization]\nn_trials = 0\n")
+    with pytest.raises(ConfigError, match=r"meta_optimization\.n_trials"):
+        load_meta_optimization_config(path)
+
+
+def test_constructor_refuses_what_the_schema_refuses() -> None:
+    for changes in ({"n_trials": 0}, {"cusum_k_min": 0.9, "cusum_k_max": 0.5}, {"seed": -1}, {"pruning": "yes"}):
+        with pytest.raises(ConfigError):
+            MetaOptimizationConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_end_of_a_range_bounds_what_is_tried(name: str) -> None:
+    parameter, which = name[:-4], name[-3:]
+    default = search_space(MetaOptimizationConfig(), "deep")[parameter]
+    spec = SPECS[f"meta_optimization.{name}"]
+    low, high = (getattr(MetaOptimization(), f"{parameter}_{end}") for end in ("min", "max"))
+    other: Any = low + (high - low) / 4 if which == "min" else high - (high - low) / 4
+    if spec.key.power_of_two:
+        other = low * 2 if which == "min" else high // 2
+    elif spec.kind is int:
+        other = low + 1 if which == "min" else high - 1
+    changed = search_space(MetaOptimizationConfig(**{name: other}), "deep")[parameter]
+    assert changed != default
+    if isinstance(changed, optuna.distributions.CategoricalDistribution):
+        values: Any = changed.choices
+        assert (min(values) if which == "min" else max(values)) == other
+    else:
+        assert (changed.low if which == "min" else changed.high) == other  # type: ignore[attr-defined]
+
+
+def outcome(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+    """What a campaign under these settings comes to, seen from outside."""
+    directory = tmp_path / str(len(list(tmp_path.iterdir())))
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.4
+        return now
+
+    evaluator = FoldedBowl()
+    config = MetaOptimizationConfig(
+        **{"n_trials": 40, "max_deep_tuning_iterations": 10, "checkpoint_path": "here", "patience_trials": 0, **changes}
+    )
+    optimizer = BayesianMetaOptimizer(evaluator, config, Settings(), worker="here", clock_fn=clock)
+    optimizer.optimize()
+    return (
+        essence(optimizer.records),
+        [len(batch) for batch in evaluator.batches],
+        sorted(str(path.relative_to(directory)) for path in directory.rglob("*")),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHERS) - ELSEWHERE))
+def test_key_changes_a_campaign(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert outcome(tmp_path, monkeypatch, **{name: OTHERS[name]}) != outcome(tmp_path, monkeypatch)
+
+
+def test_remaining_keys_change_a_campaign(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = {"enable_deep_tuning": True, "max_deep_tuning_iterations": 12}
+    assert len(outcome(tmp_path, monkeypatch, **deep)[0]) == 12
+    assert len(outcome(tmp_path, monkeypatch, **{**deep, "max_deep_tuning_iterations": 9})[0]) == 9
+    patient = {"patience_trials": 8, "n_trials": 40}
+    assert outcome(tmp_path, monkeypatch, **patient) != outcome(
+        tmp_path, monkeypatch, **patient, min_improvement=OTHERS["min_improvement"]
+    )
+
+
+def test_validation_keys_reach_the_evaluator(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what the evaluator is built with, and part of the campaign's identity."""
+    built: list[dict[str, Any]] = []
+
+    class Stand:
+        def __init__(self, history: Any, base_settings: Any, **options: Any) -> None:
+            built.append(options)
+
+        @staticmethod
+        def from_arrays(arrays: Any) -> Any:
+            return arrays
+
+    monkeypatch.setattr("usp_daemon.tuning.WalkForwardEvaluator", Stand, raising=False)
+    monkeypatch.setattr("usp_daemon.tuning.History", Stand, raising=False)
+    values = {name: OTHERS[name] for name in ("train_ratio", "n_folds", "embargo_ticks")}
+    walk_forward_evaluator({}, Settings(), MetaOptimizationConfig(**values))
+    assert built == [{"train_ratio": 0.5, "n_folds": 3, "embargo": 7}]
+    BayesianMetaOptimizer(bowl, settings_for(tmp_path), Settings()).open()
+    for name, value in values.items():
+        with pytest.raises(CampaignMismatchError, match=name):
+            BayesianMetaOptimizer(bowl, settings_for(tmp_path, **{name: value}), Settings()).open()
+
+
+def test_every_key_is_accounted_for() -> None:
+    assert set(NAMES) >= set(OTHERS) | set(ENDS)
+    assert len(ENDS) == 46
