@@ -1,0 +1,39 @@
+"""Tuning: what decides whether parameters should change, and whether a change stays."""
+
+from ._evaluation import BatchEvaluator, Evaluation, PruneFn
+from ._folds import Fold, TooShortError, walk_forward_split
+from ._history import History, HistoryError, RecordedTick, SymbolHistory
+from ._objective import EvaluationStoppedError, FoldPlan, Progress, WalkForwardEvaluator
+from ._space import (
+    Parameter,
+    SearchSpace,
+    Tier,
+    UnknownParameterError,
+    candidate_config,
+    candidate_settings,
+    choose_structures,
+)
+
+__all__ = [
+    "BatchEvaluator",
+    "Evaluation",
+    "EvaluationStoppedError",
+    "Fold",
+    "FoldPlan",
+    "History",
+    "HistoryError",
+    "Parameter",
+    "Progress",
+    "PruneFn",
+    "RecordedTick",
+    "SearchSpace",
+    "SymbolHistory",
+    "Tier",
+    "TooShortError",
+    "UnknownParameterError",
+    "WalkForwardEvaluator",
+    "candidate_config",
+    "candidate_settings",
+    "choose_structures",
+    "walk_forward_split",
+]
