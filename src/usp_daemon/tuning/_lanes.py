@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,39 @@ class Observed:
     absolute_error: np.ndarray  # of the same forecast's point
     alarm: np.ndarray  # whether an alarm was raised on the row
     accepted: np.ndarray  # whether the gate let the row in
+
+
+class AbstractProgram(Protocol):
+    """Runs a tile of lanes, a chunk of rows at a time."""
+
+    def stacked(self, configs: Sequence[PredictorConfig]) -> Any:
+        """Parameters of all lanes as one record with a leading axis."""
+        ...
+
+    def start(self, configs: Any) -> Any:
+        """Pristine lanes: a tree of arrays with a leading axis."""
+        ...
+
+    def run(self, carry: Any, ticks: Ticks, configs: Any) -> tuple[Any, Observed]:
+        """One chunk of rows of all lanes; waits for the result. ``carry`` is used up."""
+        ...
+
+
+class AbstractPrograms(Protocol):
+    """A program for each structure."""
+
+    def get(self, config: PredictorConfig) -> AbstractProgram:
+        """The program of ``config``'s structure."""
+        ...
+
+    def __len__(self) -> int:
+        """Programs made so far."""
+        ...
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time that making them took."""
+        ...
 
 
 def _refresh_due(states: Any, due: jax.Array, configs: Any) -> Any:
@@ -119,18 +152,18 @@ class LaneProgram:
         self.compile_seconds = time.perf_counter() - began - self.trace_seconds
 
     def stacked(self, configs: Sequence[PredictorConfig]) -> Any:
-        """Parameters of ``width`` lanes as one record with a leading axis."""
+        """Parameters of all lanes as one record with a leading axis."""
         arrays = [jax.tree.map(np.asarray, config.as_arrays(self.dtype)) for config in configs]
         return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *arrays)
 
     def start(self, configs: Any) -> Any:
-        """Pristine lanes that have said nothing yet."""
+        """Pristine lanes that have said nothing yet: states, quantiles, point."""
         states = self._initialize(configs)
         nothing = jnp.full((self.width, len(core.QUANTILE_LEVELS)), jnp.nan, self.dtype)
         return states, nothing, nothing[:, 0]
 
     def run(self, carry: Any, ticks: Ticks, configs: Any) -> tuple[Any, Observed]:
-        """``chunk_ticks`` rows of all lanes; waits for the result. ``carry`` is used up."""
+        """One chunk of rows of all lanes; waits for the result. ``carry`` is used up."""
         rows = (
             jnp.asarray(ticks.timestamps_ns),
             jnp.asarray(ticks.values, self.dtype),

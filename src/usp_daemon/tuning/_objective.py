@@ -27,7 +27,7 @@ from usp_daemon.core import PredictorConfig, resolve_thresholds
 from ._evaluation import Evaluation, PruneFn
 from ._folds import DEFAULT_MIN_TEST, Fold, TooShortError, walk_forward_split
 from ._history import History, HistoryError, SymbolHistory, padded
-from ._lanes import CHUNK_TICKS, LaneProgram, LanePrograms, Ticks, structure_key
+from ._lanes import CHUNK_TICKS, AbstractProgram, AbstractPrograms, LanePrograms, Ticks, structure_key
 from ._scorecard import Observations, Scorecard, alarm_constraint, fold_values, mean_value
 from ._space import candidate_config, candidate_settings
 
@@ -120,6 +120,7 @@ class WalkForwardEvaluator:
         progress_fn: Callable[[Progress], None] | None = None,
         cache_directory: Path | None = None,
         keep_programs: bool = True,
+        programs: AbstractPrograms | None = None,
     ) -> None:
         """Prepares the ticks; nothing is compiled before the first evaluation.
 
@@ -138,6 +139,7 @@ class WalkForwardEvaluator:
           progress_fn: told between chunks how far it is, from any thread.
           cache_directory: where compiled programs are kept; by default where the daemon keeps its own.
           keep_programs: False leaves JAX's compilation cache as it is configured.
+          programs: what runs the lanes, in place of the predictor.
 
         Raises:
           HistoryError: no symbol is long enough.
@@ -156,7 +158,9 @@ class WalkForwardEvaluator:
         self._num_threads = num_threads or _num_processors()
         if keep_programs:
             enable_compilation_cache(choose_device("auto", self._dtype.name), cache_directory)
-        self._programs = LanePrograms(width=tile_width, dtype=self._dtype, chunk_ticks=chunk_ticks)
+        if programs is None:
+            programs = LanePrograms(width=tile_width, dtype=self._dtype, chunk_ticks=chunk_ticks)
+        self._programs = programs
         self._width, self._chunk_ticks = tile_width, chunk_ticks
 
         self.skipped: dict[str, str] = {}
@@ -374,7 +378,7 @@ class WalkForwardEvaluator:
         return min(-(-stop // self._chunk_ticks) * self._chunk_ticks, self._rows)
 
     def _tiles(
-        self, program: LaneProgram, configs: Sequence[PredictorConfig], lanes: list[tuple[int, int]], carry: Any
+        self, program: AbstractProgram, configs: Sequence[PredictorConfig], lanes: list[tuple[int, int]], carry: Any
     ) -> list[_Tile]:
         """Lanes dealt into tiles; ``carry`` (host arrays, a row a lane) goes on where they stood, None begins."""
         tiles = []
@@ -392,7 +396,7 @@ class WalkForwardEvaluator:
         return tiles
 
     def _compacted(
-        self, program: LaneProgram, configs: Sequence[PredictorConfig], tiles: list[_Tile], stopped: set[int]
+        self, program: AbstractProgram, configs: Sequence[PredictorConfig], tiles: list[_Tile], stopped: set[int]
     ) -> list[_Tile]:
         """The lanes that go on, in as few tiles as hold them; their states are moved, not recomputed."""
         flat = [(member, at) for at, (member, _) in enumerate(itertools.chain.from_iterable(t.lanes for t in tiles))]
@@ -411,7 +415,7 @@ class WalkForwardEvaluator:
 
     def _advance(
         self,
-        program: LaneProgram,
+        program: AbstractProgram,
         tiles: Sequence[_Tile],
         seen: Mapping[tuple[int, int], Observations],
         first: int,
@@ -428,7 +432,7 @@ class WalkForwardEvaluator:
 
     def _advance_tile(
         self,
-        program: LaneProgram,
+        program: AbstractProgram,
         tile: _Tile,
         seen: Mapping[tuple[int, int], Observations],
         first: int,

@@ -59,9 +59,8 @@ class Scorecard:
         scored = base.accepted[rows] & np.isfinite(base.loss[rows])
         loss = np.where(np.isfinite(seen.loss[rows]), seen.loss[rows], np.inf)
         for block, part in enumerate(np.array_split(np.arange(rows.size), NUM_BLOCKS)):
-            chosen = part[scored[part]]
-            self.loss[symbol, number, block] = np.sum(loss[chosen])
-            self.count[symbol, number, block] = np.size(chosen)
+            self.loss[symbol, number, block] = np.where(scored, loss, 0.0)[part].sum()
+            self.count[symbol, number, block] = scored[part].sum()
         raised = np.flatnonzero(seen.alarm[: fold.test.stop])  # a later fold's ticks change nothing here
         self.alarms[symbol, number] = int(seen.alarm[rows].sum())
         for row in rows[base.alarm[rows]]:

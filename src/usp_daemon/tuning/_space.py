@@ -55,7 +55,7 @@ class Parameter:
         if self.kind is Kind.LEVELS:
             return self.levels[min(int(place * len(self.levels)), len(self.levels) - 1)]
         if self.logarithmic:
-            value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
+            value = self.low * (self.high / self.low) ** place
         else:
             value = self.low + place * (self.high - self.low)
         value = min(max(value, self.low), self.high)
