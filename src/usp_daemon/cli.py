@@ -143,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     rollback = command("rollback", "Take the last change of the configuration back, or go back to a former one.")
     rollback.add_argument("--to", type=_name, metavar="HASH|EPOCH", help="a former configuration (the last change)")
     reload = command("reload", "Have the running service read its configuration now, and say what came of it.")
-    reload.add_argument("--wait", type=_seconds, default=30.0, metavar="S", help="seconds to wait for its answer (30)")
+    reload.add_argument("--wait", type=_wait, default=30.0, metavar="S", help="seconds to wait for its answer (30)")
     for subparser in (rollback, reload):
         subparser.add_argument(
             "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
@@ -554,10 +554,11 @@ def _positive(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def _wait(text: str) -> float:
     seconds = float(text)
     if not (seconds >= 0.0 and math.isfinite(seconds)):
         raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text}")
+    return seconds
 
 
 def _natural(text: str) -> int:

@@ -12,7 +12,10 @@ from ._errors import (
     TuningError,
 )
 from ._evaluation import BatchEvaluator, Evaluation, PruneFn
+from ._folds import Fold, TooShortError, walk_forward_split
+from ._history import History, HistoryError, RecordedTick, SymbolHistory
 from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config, replaced
+from ._objective import EvaluationStoppedError, FoldPlan, Progress, WalkForwardEvaluator
 from ._optimizer import BayesianMetaOptimizer, OptimizationResult
 from ._progress import Progress, StopReason
 from ._reading import campaign_names, put_away, read_file, read_stored
@@ -22,6 +25,15 @@ from ._scores import crps
 from ._search_space import search_space
 from ._sequential import SequentialPlan, SequentialSummary, SequentialTest, Verdict
 from ._shadow import Shadow, ShadowReport, SideReport, StepFn, choose_shadow, probation_plan, sample_states
+from ._space import (
+    Parameter,
+    SearchSpace,
+    Tier,
+    UnknownParameterError,
+    candidate_config,
+    candidate_settings,
+    choose_structures,
+)
 from ._trials import TrialRecord
 
 __all__ = [
@@ -32,13 +44,21 @@ __all__ = [
     "CampaignInUseError",
     "CampaignMismatchError",
     "Evaluation",
+    "EvaluationStoppedError",
+    "Fold",
+    "FoldPlan",
+    "History",
+    "HistoryError",
     "IntegrityError",
     "MetaOptimizationConfig",
     "MissingHashError",
     "OptimizationResult",
+    "Parameter",
     "Progress",
     "PruneFn",
+    "RecordedTick",
     "ScoreDrift",
+    "SearchSpace",
     "SequentialPlan",
     "SequentialSummary",
     "SequentialTest",
@@ -49,11 +69,19 @@ __all__ = [
     "StopReason",
     "StorageError",
     "Summary",
+    "SymbolHistory",
+    "Tier",
+    "TooShortError",
     "TrialRecord",
     "TuningError",
+    "UnknownParameterError",
     "Verdict",
+    "WalkForwardEvaluator",
     "campaign_names",
+    "candidate_config",
+    "candidate_settings",
     "choose_shadow",
+    "choose_structures",
     "crps",
     "load_meta_optimization_config",
     "probation_plan",
@@ -66,5 +94,6 @@ __all__ = [
     "search_space",
     "summarise",
     "text_of",
+    "walk_forward_split",
     "write_html_report",
 ]
