@@ -224,7 +224,7 @@ def build_daemon(
 
 @contextlib.contextmanager
 def _announced(state_path: pathlib.Path, port: int, config: str) -> Iterator[None]:
-    """Say where this daemon is to be found, for ``usp-daemon reload``; a disk that refuses does not keep it from work."""
+    """Say where this daemon is to be found, for ``usp-daemon reload``; a disk that refuses keeps nobody from work."""
     try:
         RunningDaemon.write(state_path, http_port=port, started_ns=time.time_ns(), config=config)
     except OSError as error:

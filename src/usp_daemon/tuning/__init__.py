@@ -15,7 +15,7 @@ from ._evaluation import BatchEvaluator, Evaluation, PruneFn
 from ._folds import Fold, TooShortError, walk_forward_split
 from ._history import History, HistoryError, RecordedTick, SymbolHistory
 from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config, replaced
-from ._objective import EvaluationStoppedError, FoldPlan, Progress, WalkForwardEvaluator
+from ._objective import EvaluationStoppedError, FoldPlan, WalkForwardEvaluator
 from ._optimizer import BayesianMetaOptimizer, OptimizationResult
 from ._progress import Progress, StopReason
 from ._reading import campaign_names, put_away, read_file, read_stored
