@@ -97,7 +97,7 @@ async def test_if_the_process_fails_it_is_compiled_here(worker, monkeypatch, spa
 
 async def test_cancelling_ends_the_process(worker, spawned):
     preparing = asyncio.create_task(worker.prepare(OTHER))
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(300.0):
         while not spawned:
             await asyncio.sleep(0)
         preparing.cancel()
@@ -116,10 +116,19 @@ async def test_an_answer_that_is_none(worker, monkeypatch, answer):
     assert "gave no answer" in report.note
 
 
-async def test_another_cache_is_no_use(worker, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ('{"seconds": 1.0, "folder": "/elsewhere", "digest": "fake"}', "/elsewhere"),
+        ('{"seconds": 1.0, "folder": "/elsewhere", "digest": "newer"}', "sources"),
+    ],
+)
+async def test_another_cache_or_another_version_is_no_use(worker, monkeypatch, answer, words):
     monkeypatch.setattr(_prepare, "MODULE", "compute.silent_process")
-    monkeypatch.setenv("SILENT_ANSWER", '{"seconds": 1.0, "folder": "/elsewhere"}')
-    assert "/elsewhere" in (await worker.prepare(OTHER)).note
+    monkeypatch.setenv("SILENT_ANSWER", answer)
+    report = await worker.prepare(OTHER)
+    assert words in report.note
+    assert not report.elsewhere
 
 
 async def test_without_a_cache_it_is_compiled_here(tmp_path, spawned):
@@ -145,7 +154,7 @@ async def test_a_program_without_an_origin_is_compiled_here(tmp_path, spawned):
 
 async def test_the_process_ends_with_its_parent(worker, spawned):
     preparing = asyncio.create_task(worker.prepare(OTHER))
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(300.0):
         while not spawned:
             await asyncio.sleep(0)
         while spawned[0].stdin is None or spawned[0].stdin.transport.get_write_buffer_size():

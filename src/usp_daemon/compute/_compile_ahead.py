@@ -1,7 +1,7 @@
 """``python -m usp_daemon.compute._compile_ahead``: compiles a structure and leaves it in the cache on disk.
 
 Standard input: one line of JSON, a :class:`CompileRequest`, and then silence; at its end the process gives up. Standard
-output: one line of JSON with the seconds that compiling took and the cache's folder.
+output: one line of JSON with the seconds that compiling took, the cache's folder and the program's digest.
 """
 
 import importlib
@@ -39,8 +39,9 @@ def main() -> NoReturn:
     program = getattr(importlib.import_module(module), name)()
     config = PredictorConfig(**request.parameters)
     programs = compile_programs(program, config.as_arrays(choice.dtype), choice, folder)
-    print(json.dumps({"seconds": programs.compile_seconds, "folder": None if folder is None else str(folder)}))
-    sys.stdout.flush()
+    used = None if folder is None else str(folder)
+    answer = {"seconds": programs.compile_seconds, "folder": used, "digest": program.digest}
+    print(json.dumps(answer), flush=True)
     os._exit(0)  # at once, also while the other thread waits on standard input
 
 

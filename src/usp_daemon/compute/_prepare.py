@@ -32,6 +32,7 @@ class CompileRequest:
 
     parameters: Mapping[str, Any]  # fields of a PredictorConfig
     origin: str
+    digest: str
     device: str
     precision: str
     tile_width: int
@@ -47,6 +48,7 @@ class CompileRequest:
         return cls(
             parameters={field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)},
             origin=program.origin,
+            digest=program.digest,
             device=kinds.get(choice.kind, "auto"),
             precision=choice.precision,
             tile_width=choice.tile_width,
@@ -91,9 +93,11 @@ async def compile_elsewhere(request: CompileRequest, folder: Path | None) -> flo
         raise NotElsewhereError(f"the compiling process ended with status {status}: {words}")
     try:
         answer = json.loads(output.splitlines()[-1])
-        seconds, used = float(answer["seconds"]), answer["folder"]
+        seconds, used, digest = float(answer["seconds"]), answer["folder"], answer["digest"]
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise NotElsewhereError(f"the compiling process gave no answer: {output[-_LAST_WORDS:]!r}") from error
+    if digest != request.digest:
+        raise NotElsewhereError("the sources on disk are no longer those that this process runs")
     if used != str(folder):
         raise NotElsewhereError(f"the compiling process used the cache {used}, this one uses {folder}")
     return seconds

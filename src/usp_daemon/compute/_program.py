@@ -134,9 +134,8 @@ def compile_programs(
 ) -> TilePrograms:
     """Traces and compiles everything an engine will ever run, for ``config``'s structure on ``choice``'s device.
 
-    ``folder`` keeps what was traced for the next start. Of the ``num_threads`` that compile, each takes the
-    interpreter's lock for a while when the program is read from the cache; with one, other threads get their turn in
-    between.
+    ``folder`` keeps what was traced for the next start. Each of ``num_threads`` takes the interpreter's
+    lock for a while when its program is in the cache; with one of them, other threads get their turn in between.
     """
     width, refresh_width, dtype = choice.tile_width, choice.refresh_width, choice.dtype
     sharding = jax.sharding.SingleDeviceSharding(choice.device)
