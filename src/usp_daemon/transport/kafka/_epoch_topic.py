@@ -173,7 +173,7 @@ class TopicEpochLog(AbstractEpochLog):
                     batch.append(timestamp=None, key=index.key(number), value=None, headers=[])
             batch.close()
             self._crash("epoch.begun")
-            await (await client.send_batch(batch, self._topic, partition=PARTITION))
+            await (await producer.begin(batch, self._topic, PARTITION))
 
         await producer.guarded(fill(), "writing the epoch", self._kafka.transaction_timeout_ms / 1e3)
         self._crash("epoch.before_commit")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import RecordMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from usp_daemon.config import Kafka
@@ -101,6 +102,13 @@ class PartitionProducer:
             batches[index] = None  # type: ignore[call-overload]  # a megabyte each
             await self._send(batch, output, records, first, count, partition)
 
+    async def begin(self, batch: BatchBuilder, topic: str, partition: int) -> "asyncio.Future[RecordMetadata]":
+        """Hand ``batch`` over; what is returned is done when it is acknowledged."""
+        delivered = await self.client.send_batch(batch, topic, partition=partition)
+        # Asked for, as whoever waits may have been told of the same failure by the sender, and have gone.
+        delivered.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return delivered
+
     async def _send(
         self,
         batch: BatchBuilder,
@@ -110,7 +118,7 @@ class PartitionProducer:
         count: int,
         partition: int,
     ) -> None:
-        delivered = await self.client.send_batch(batch, output.topic, partition=partition)
+        delivered = await self.begin(batch, output.topic, partition)
         try:
             await delivered
             return

@@ -350,7 +350,7 @@ class TopicSnapshotStore(AbstractSnapshotStore):
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             header = chunk_header(snapshot_id, max(0, foreseen - count - 1))
             batch = await asyncio.to_thread(self._batch, producer, [(keys.chunk(slot, count), chunk, header)])
-            waiting.append(await producer.client.send_batch(batch, self._topic, partition=known.partition))
+            waiting.append(await producer.begin(batch, self._topic, known.partition))
             count, size, ending = count + 1, size + len(chunk), (ending + chunk)[-32:]
             while len(waiting) >= IN_FLIGHT:
                 sent = await waiting.pop(0)
@@ -384,7 +384,7 @@ class TopicSnapshotStore(AbstractSnapshotStore):
         while first < len(records):
             batch = await asyncio.to_thread(self._batch, producer, records[first:])
             first += batch.record_count()
-            sent = await producer.client.send_batch(batch, self._topic, partition=known.partition)
+            sent = await producer.begin(batch, self._topic, known.partition)
             offset = (await sent).offset
         return offset
 
