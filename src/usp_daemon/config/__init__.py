@@ -10,7 +10,8 @@ from ._diff import Change, SettingsDiff, diff_settings
 from ._history import BackupHistory, EntryStatus, HistoryEntry
 from ._key import Key, KeySpec, ParameterClass, Reader, Value
 from ._load import ConfigError, Problem, find_config, load_settings, parse_settings
-from ._mutate import ConfigMutator, Mutation, MutationOutcome, settings_as_far_as_right
+from ._mutate import ConfigMutator, settings_as_far_as_right
+from ._mutation import Mutation, MutationOutcome
 from ._mutation_errors import (
     AuditDamagedError,
     ConfigMutationError,
