@@ -33,9 +33,8 @@ from ._mutation_errors import AuditDamagedError, MutationFailedError, MutationRe
 from ._policy import MUTABLE
 from ._settings import Settings, build_settings
 from ._source import ConfigSource, LoadedConfig
-from ._transaction import Transactions
+from ._transaction import PROPOSALS_DIRECTORY, Transactions
 
-PROPOSALS_DIRECTORY = "proposals"
 MAX_EVIDENCE_BYTES = 256 * 1024
 # where the state lies, in a file that is no TOML any more
 _PLACE = re.compile(r"""^[ \t]*(state_path|mutations_log)[ \t]*=[ \t]*["']([^"'\\\n]+)["']""", re.MULTILINE)
