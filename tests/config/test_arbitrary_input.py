@@ -2,13 +2,26 @@
 
 import json
 import math
+import pathlib
+import tempfile
 from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
 import tomlkit
 
-from usp_daemon.config import SECTIONS, SPECS, ConfigError, ConfigSource, Settings, load_settings, parse_settings
+from mutation_worlds import World
+from usp_daemon.config import (
+    MUTABLE,
+    SECTIONS,
+    SPECS,
+    ConfigError,
+    ConfigMutationError,
+    ConfigSource,
+    Settings,
+    load_settings,
+    parse_settings,
+)
 
 SCALARS = st.one_of(
     st.booleans(),
@@ -81,6 +94,30 @@ def test_any_overlay_beside_any_file(content: bytes, overlay: bytes) -> None:
     else:
         assert_sound(loaded.settings)
         assert all(loaded.settings[entry.path] == entry.value for entry in loaded.overlay_applied)
+
+
+CHANGES = st.dictionaries(
+    st.sampled_from([*MUTABLE, *MUTABLE, *SPECS]) | st.text(max_size=10), VALUES | st.floats(0.0, 2.0), max_size=4
+)
+
+
+@hypothesis.given(changes=CHANGES, evidence=st.dictionaries(st.text(max_size=5), VALUES, max_size=3))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=60)
+def test_any_change(tmp_path: Any, changes: dict[str, Any], evidence: dict[str, Any]) -> None:
+    """It is made wholly or refused, and the log has a line of it either way."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
+        world = World(pathlib.Path(directory), "[orchestration]\ncusum_k = 0.5\n")
+        before = dict(world.settings().items())
+        try:
+            mutation = world.mutator().apply(changes, trigger="test", evidence=evidence)
+        except ConfigMutationError:
+            assert dict(world.settings().items()) == before
+            assert world.events() == ["MUTATION_REJECTED"]
+        else:
+            after = {path: new for path, (_, new) in mutation.delta.items()}
+            assert dict(world.settings().items()) == {**before, **after}
+            assert len(world.events()) == bool(after)
+        assert world.is_whole() is True
 
 
 @st.composite

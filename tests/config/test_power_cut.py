@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 from mutation_worlds import Quick, World
-from usp_daemon.config import ConfigMutationError, MutationOutcome
+from usp_daemon.config import ConfigMutationError, MutationOutcome, MutationRejectedError
 from usp_daemon.config._disk import Disk
 
 K, ALPHA = "orchestration.cusum_k", "orchestration.volatility_alpha"
@@ -171,6 +171,22 @@ CASES = {
 }
 
 
+# These change nothing but the log and what lies beside it.
+LOG_CASES = {
+    "proposal": (change_before, lambda mutator: mutator.propose({K: 1.9}, trigger="test"), 0.55),
+    "keeping": (change_before, lambda mutator: mutator.keep(reason="better"), 0.55),
+    "epoch": (change_before, lambda mutator: mutator.mark_epoch(3) or mutator.keep(), 0.55),
+    "refusal": (change_before, lambda mutator: refused(mutator), 0.55),
+}
+
+
+def refused(mutator):
+    with pytest.raises(MutationRejectedError) as caught:
+        mutator.apply({K: 2.0}, trigger="test")
+    caught.outcome = None
+    return caught
+
+
 def overlay_further(world):
     refuse = Quick()
     refuse.open_new = lambda path, mode: (
@@ -184,10 +200,11 @@ def contents(world):
     return world.file.read_bytes(), overlay.read_bytes() if overlay.exists() else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["nothing", "data", "all"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *LOG_CASES])
 def test_power_cut_at_every_call(tmp_path, case, lost):
-    prepare, change, wanted = CASES[case]
+    prepare, change, wanted = {**CASES, **LOG_CASES}[case]
     at, is_cut = 0, True
     while is_cut:
         at += 1
@@ -229,7 +246,7 @@ def test_power_cut_at_every_call(tmp_path, case, lost):
         assert world.settings()[K] == wanted
         assert world.is_whole() is True
         assert any(line["event"] in done for line in world.lines())
-    assert at > 40, "there are that many calls in a change"
+    assert at > 15, "there are that many calls in a change"
 
 
 class _nothing:
@@ -256,6 +273,7 @@ class FailingDisk(FragileDisk):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("for_good", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_a_full_disk_at_every_call(tmp_path, case, for_good):

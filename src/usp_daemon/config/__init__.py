@@ -11,7 +11,8 @@ from ._history import BackupHistory, EntryStatus, HistoryEntry
 from ._key import Key, KeySpec, ParameterClass, Reader, Value
 from ._live_tuning_section import Tuning
 from ._load import ConfigError, Problem, find_config, load_settings, parse_settings
-from ._mutate import ConfigMutator, Mutation, MutationOutcome, settings_as_far_as_right
+from ._mutate import ConfigMutator, settings_as_far_as_right
+from ._mutation import Mutation, MutationOutcome
 from ._mutation_errors import (
     AuditDamagedError,
     ConfigMutationError,

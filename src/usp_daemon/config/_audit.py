@@ -260,6 +260,8 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print thousands of digits
+        return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._key import Unfit, Value
-from ._load import Problem, broken_rules
+from ._load import Problem, broken_rules, show_of
 from ._policy import MUTABLE, why_immutable
 from ._settings import SPECS
 from ._source import LoadedConfig
@@ -30,7 +30,7 @@ def judge_changes(loaded: LoadedConfig, changes: Mapping[str, Any]) -> tuple[Del
         try:
             fit = spec.fit(value)
         except Unfit:
-            problems.append(Problem(path, spec.expectation, f"{value!r:.60}"))
+            problems.append(Problem(path, spec.expectation, show_of(path, value)))
             continue
         if path in loaded.of_environment:
             text = f"{spec.variable} stands above file and overlay"
@@ -58,8 +58,8 @@ def shown(changes: Mapping[str, Any], loaded: LoadedConfig | None) -> dict[str, 
     for path, value in changes.items():
         spec = SPECS.get(path)
         old = None if spec is None or loaded is None else loaded.settings[path]
-        is_plain = value is None or isinstance(value, bool | int | float | str)
-        new = value if is_plain and len(str(value)[:61]) <= 60 else f"{value!r:.60}"
+        is_short = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 64)
+        new = value if is_short or spec is None else show_of(path, value)
         is_secret = spec is None or spec.key.secret
         delta[f"{path:.80}"] = ["(hidden)", "(hidden)"] if is_secret else [old, new]
     return delta

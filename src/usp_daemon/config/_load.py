@@ -101,7 +101,7 @@ def broken_rules(values: Mapping[str, Value], *, refused: Collection[str] = ()) 
     problems = []
     for rule in RULES:
         if rule.is_broken_by(judged):
-            shown = ", ".join(f"{path} = {_show_of(path, judged[path])}" for path in rule.paths)
+            shown = ", ".join(f"{path} = {show_of(path, judged[path])}" for path in rule.paths)
             problems.append(Problem(rule.paths[0], rule.expectation, shown))
     return problems
 
@@ -187,7 +187,7 @@ def values_of_document(document: Mapping[str, Any]) -> tuple[dict[str, Value], l
                 try:
                     values[path] = spec.fit(value)
                 except Unfit:
-                    problems.append(Problem(path, spec.expectation, _show_of(path, value)))
+                    problems.append(Problem(path, spec.expectation, show_of(path, value)))
     return values, problems
 
 
@@ -206,7 +206,7 @@ def values_of_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value],
             values[spec.path] = spec.parse(environ[variable])
         except Unfit:
             # under the path as well, so that no rule judges the value that the file gave
-            shown = _show_of(spec.path, environ[variable])
+            shown = show_of(spec.path, environ[variable])
             problems.append(Problem(spec.path, spec.expectation, shown, f"from {variable}"))
     return values, problems
 
@@ -240,7 +240,7 @@ def _meant(section: str, name: str) -> str:
     return f"did you mean {everywhere[close[0]]}?" if close else ""
 
 
-def _show_of(path: str, value: object) -> str:
+def show_of(path: str, value: object) -> str:
     """The value under ``path`` as a message shows it; a secret's is not."""
     return "a secret value" if SPECS[path].key.secret and value else _show(value)
 

@@ -26,6 +26,7 @@ from ._mutation_errors import MutationFailedError
 from ._running import DAEMON_FILE, RELOAD_FILE
 from ._tabu import TabuList
 
+PROPOSALS_DIRECTORY = "proposals"
 # What a system says where a file cannot be replaced: mounted read-only, no rights, marked immutable, itself a mount.
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV})
 
@@ -110,9 +111,9 @@ class Transactions:
 
     def _sweep(self) -> None:
         """Remove what a crash has left half-written: whoever wrote it held the lock, and lives no more."""
-        for directory in (self.state_path, self.state_path / BACKUPS_DIRECTORY):
+        for name in (".", BACKUPS_DIRECTORY, PROPOSALS_DIRECTORY):
             with contextlib.suppress(OSError):
-                for path in list(directory.glob(f".*{TEMPORARY_SUFFIX}")):
+                for path in list((self.state_path / name).glob(f".*{TEMPORARY_SUFFIX}")):
                     # the daemon's own two files are written without the lock
                     if not path.name.startswith((f".{DAEMON_FILE}", f".{RELOAD_FILE}")):
                         self._disk.unlink(path)
