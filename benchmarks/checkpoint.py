@@ -3,8 +3,8 @@
 ``python -m benchmarks.checkpoint`` fills a deep campaign (23 parameters, 500 trials) in memory and saves it over and
 over with ``save_study_async``, while a thread and an event loop sleep a millisecond at a time and note how late they
 wake. The same without saves stands beside it: what remains is what saving costs. Then the time that the call itself
-takes, and that of a plain ``save_study`` and of ``load_study``. The processor time of a save bounds what it can hold the
-interpreter for on a machine with a core to spare; on a busy one, lateness is mostly that of the machine.
+takes, and that of a plain ``save_study`` and of ``load_study``. The processor time of a save bounds what it can hold
+the interpreter for on a machine with a core to spare; on a busy one, lateness is mostly that of the machine.
 """
 
 import argparse
