@@ -61,6 +61,14 @@ def test_parts_make_the_whole(tmp_path: pathlib.Path, whole: list[tuple[Any, ...
     assert essence(optimizer_in(tmp_path).open().records()) == whole
 
 
+def test_the_machines_name_does_not_matter_to_a_file(tmp_path: pathlib.Path, whole: list[tuple[Any, ...]]) -> None:
+    """A container comes back under another name."""
+    for worker, part in (("one", 12), ("two", 13)):
+        optimizer = BayesianMetaOptimizer(FoldedBowl(), settings_for(tmp_path), Settings(), worker=worker)
+        optimizer.optimize(part)
+    assert essence(optimizer.records) == whole[:25]
+
+
 class Crash(BaseException):
     """The process is gone."""
 

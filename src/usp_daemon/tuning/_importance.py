@@ -1,4 +1,6 @@
-"""How much of the objective's variance each parameter explains: functional analysis of variance [hutter2014].
+"""How much of the objective's variance each parameter explains.
+
+This is the functional analysis of variance of [HutterHoosLeytonBrown2014], main effects only.
 
 A forest of regression trees is grown on the complete trials. A tree is constant on boxes, so the variance of its
 prediction under the uniform law on the search space, and that of its mean given one parameter, are finite sums. Their

@@ -151,7 +151,9 @@ class BayesianMetaOptimizer:
             total = total_trials if total_trials is not None else self.meta_config.total_trials(self.tier)
             if n_trials is not None:
                 total = sum(record.is_finished for record in records) + n_trials
-            sampler = TrialSampler(store.campaign, store.space, structure_fn=self._structure_fn, worker=store.worker)
+            # Who runs a file is alone with it, and draws as its founder did, whatever the machine is called now.
+            drawer = store.worker if store.is_shared else store.campaign.founder
+            sampler = TrialSampler(store.campaign, store.space, structure_fn=self._structure_fn, worker=drawer)
             while (reason := self._reason_to_stop(records, total, begun)) is None:
                 batch = self._next_batch(store, sampler, records, total)
                 if not batch:

@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.study import Study, StudyDirection
+from sqlalchemy.pool import NullPool
 
 from usp_daemon.config import MetaOptimization, Value
 
@@ -71,7 +72,9 @@ def open_journal(path: pathlib.Path) -> BaseStorage:
 def open_database(url: str) -> BaseStorage:
     """The storage in the database at ``url``. Raises ``StorageError``, in whose text the password does not stand."""
     try:
-        return optuna.storages.get_storage(url)
+        # A connection per operation: between two of them a batch is evaluated, for which few networks keep one open.
+        backend = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+        return optuna.storages.get_storage(backend)
     except Exception as error:  # whatever the database's driver raises: hundreds of classes without a common base
         kind = url.partition(":")[0] or "?"
         text = re.sub(r"//[^@\s]*@", "//***@", str(error).replace(url, f"{kind}://***"))
