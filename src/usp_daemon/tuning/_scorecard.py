@@ -69,8 +69,8 @@ class Scorecard:
     @property
     def folds_done(self) -> int:
         """Leading folds that every symbol has finished."""
-        missing = np.isnan(self.loss).any(axis=(0, 2))
-        return int(np.argmax(missing)) if missing.any() else len(missing)
+        missing = np.asarray(np.isnan(self.loss).any(axis=(0, 2)))
+        return int(np.argmax(missing)) if missing.any() else int(missing.size)
 
 
 def block_ratios(card: Scorecard, base: Scorecard, increments: np.ndarray) -> np.ndarray:
