@@ -108,15 +108,7 @@ class Reloader:
                 problems=problems,
                 seconds=round(time.perf_counter() - began, 4),
             )
-            tell = _log.info if outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED) else _log.error
-            tell(
-                f"config_{outcome.value}",
-                trigger=trigger.value,
-                epoch=report.epoch,
-                changed=changed,
-                problems=list(problems),
-                seconds=report.seconds,
-            )
+            _tell(report)
             self._reported_fn(report, loaded)
             return report
 
@@ -155,6 +147,22 @@ class Reloader:
         except (PersistenceError, EpochError) as error:
             return ReloadOutcome.FAILED, (str(error),)
         return ReloadOutcome.APPLIED, ()
+
+
+def _tell(report: ReloadReport) -> None:
+    fields = {
+        "trigger": report.trigger.value,
+        "epoch": report.epoch,
+        "changed": dict(report.changed),
+        "problems": list(report.problems),
+        "seconds": report.seconds,
+    }
+    if report.outcome is ReloadOutcome.REFUSED:
+        _log.error("config_refused", **fields)
+    elif report.outcome is ReloadOutcome.FAILED:
+        _log.error("config_failed", **fields)
+    else:
+        _log.info("config_reloaded", outcome=report.outcome.value, **fields)
 
 
 def _class_of(path: str) -> ParameterClass:
