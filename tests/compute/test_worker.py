@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -177,6 +178,23 @@ async def test_close_finishes_what_was_asked_for_and_may_be_repeated():
         await worker.close()
     assert await asyncio.gather(*waiting) == list("abc")
     assert not worker.is_alive
+
+
+async def test_nothing_is_left_of_the_engine_when_it_is_closed():
+    engines = []
+
+    def build(*arguments, **options):
+        engine = ScriptedEngine(*arguments, **options)
+        del ScriptedEngine.last
+        engines.append(weakref.ref(engine))
+        return engine
+
+    worker = Worker(PredictorConfig(), device="cpu", engine_factory=build)
+    await worker.start()
+    await worker.step(["a"], None, None, None)
+    assert engines[0]() is not None
+    await worker.close()
+    assert engines[0]() is None
 
 
 async def test_before_the_start():

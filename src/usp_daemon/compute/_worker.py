@@ -228,6 +228,7 @@ class Worker:
                 self._requests.put(None)
         if self._thread is not None:
             await asyncio.shield(asyncio.wrap_future(self._ended))
+            self._thread.join()  # its last act was to say so
 
     async def _submit(self, function: Callable[[EnginePool], _T]) -> _T:
         async with self._places:
@@ -265,13 +266,17 @@ class Worker:
 
     def _main(self, started: "Future[StartReport]") -> None:
         try:
-            pool = self._start_pool(started)
-            if pool is not None:
-                self._serve(pool)
+            self._run(started)
         except BaseException as error:  # the thread's last words: those who wait must hear of it
             self._cause = error
         finally:
             self._end()
+
+    def _run(self, started: "Future[StartReport]") -> None:
+        """Everything that holds device arrays: they are let go of here, not while the interpreter shuts down."""
+        pool = self._start_pool(started)
+        if pool is not None:
+            self._serve(pool)
 
     def _start_pool(self, started: "Future[StartReport]") -> EnginePool | None:
         try:

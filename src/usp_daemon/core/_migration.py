@@ -233,14 +233,14 @@ def _move_regression(
     """Takes the regressors at ``old_places`` to ``new_places``; further new ones stand at their prior, uncorrelated."""
     names = f"{prefix}/coefficients", f"{prefix}/root"
     coefficients, root = reduced_regression(arrays[names[0]], arrays[names[1]], old_places)
-    fresh_coefficients, fresh_root = (_fresh(pristine[name], len(root)) for name in names)
     # A learner that is not finite would not have been either in the structure that it comes from.
     usable: np.ndarray = np.logical_and(np.isfinite(coefficients).all(1), np.isfinite(root).all((1, 2)))
-    moved_coefficients, moved_root = fresh_coefficients.copy(), fresh_root.copy()
-    moved_coefficients[:, new_places] = coefficients.astype(fresh_root.dtype)
-    moved_root[:, new_places[:, None], new_places[None, :]] = root.astype(fresh_root.dtype)
-    result.arrays[names[0]] = np.where(usable[:, None], moved_coefficients, fresh_coefficients)
-    result.arrays[names[1]] = np.where(usable[:, None, None], moved_root, fresh_root)
+    moved_coefficients, moved_root = (_fresh(pristine[name], len(root)) for name in names)
+    moved_coefficients[:, new_places] = coefficients
+    moved_root[:, new_places[:, None], new_places[None, :]] = root
+    for name, moved in zip(names, (moved_coefficients, moved_root), strict=True):
+        moved[np.logical_not(usable)] = pristine[name]
+        result.arrays[name] = moved
 
 
 def reduced_regression(coefficients: np.ndarray, root: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,28 +254,38 @@ def reduced_regression(coefficients: np.ndarray, root: np.ndarray, kept: np.ndar
     what the same samples would have given without it, since the prior is diagonal. Where dropped and kept regressors do
     not share a column of the factor there is nothing to condition, and bits are kept.
     """
+    kept_coefficients = coefficients[:, kept]
+    kept_root = root[:, kept[:, None], kept[None, :]]
     dropped = np.setdiff1d(np.arange(root.shape[1]), kept)
-    plain = coefficients[:, kept], root[:, kept[:, None], kept[None, :]]
-    if not dropped.size or not len(root):
-        return plain
-    crossing = root[:, kept[:, None], dropped[None, :]], root[:, dropped[:, None], kept[None, :]]
-    apart = np.logical_not(crossing[0].any((1, 2)) | crossing[1].any((1, 2)))
-    order, num = np.concatenate([dropped, kept]), dropped.size
-    upper = _triangle(root[:, order].astype(np.float64).transpose(0, 2, 1))
+    if not dropped.size:
+        return kept_coefficients, kept_root
+    for first in range(0, len(root), _CHUNK):
+        some = slice(first, first + _CHUNK)
+        theta, factor = _conditioned(coefficients[some], root[some], kept, dropped)
+        crossing = root[some][:, kept[:, None], dropped], root[some][:, dropped[:, None], kept]
+        shared: np.ndarray = np.logical_or(crossing[0].any((1, 2)), crossing[1].any((1, 2)))
+        kept_coefficients[some][shared] = theta[shared]
+        kept_root[some][shared] = factor[shared]
+    return kept_coefficients, kept_root
+
+
+def _conditioned(
+    coefficients: np.ndarray, root: np.ndarray, kept: np.ndarray, dropped: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kept coefficients and their factor, given that the dropped coefficients are zero."""
+    num = dropped.size
+    ordered = root[:, np.concatenate([dropped, kept])].astype(np.float64)
+    upper = _triangle(ordered.transpose(0, 2, 1))
     theta = coefficients.astype(np.float64)
     pull = np.zeros((len(root), num))
     diagonal = upper[:, np.arange(num), np.arange(num)]
     spread = np.sqrt((upper[:, :, :num] ** 2).sum(1))
-    sure = np.abs(diagonal) <= _NEGLIGIBLE * spread  # follows from those before it, as far as can be told
+    known = np.abs(diagonal) <= _NEGLIGIBLE * spread  # follows from those before it, as far as can be told
     for i, place in enumerate(dropped):
         rest = theta[:, place] - (upper[:, :i, i] * pull[:, :i]).sum(1)
-        pull[:, i] = np.where(sure[:, i], 0.0, rest / np.where(sure[:, i], 1.0, diagonal[:, i]))
-    reduced = theta[:, kept] - (upper[:, :num, num:] * pull[:, :, None]).sum(1)
-    factor = upper[:, num:, num:].transpose(0, 2, 1)
-    return (
-        np.where(apart[:, None], plain[0], reduced),
-        np.where(apart[:, None, None], plain[1], factor),
-    )
+        pull[:, i] = np.where(known[:, i], 0.0, rest / np.where(known[:, i], 1.0, diagonal[:, i]))
+    theta = theta[:, kept] - (upper[:, :num, num:] * pull[:, :, None]).sum(1)
+    return theta, upper[:, num:, num:].transpose(0, 2, 1)
 
 
 def _triangle(matrices: np.ndarray) -> np.ndarray:
