@@ -88,17 +88,20 @@ class ReportOptions:
 
 
 def walk_forward_evaluator(arrays: Arrays, settings: Settings, meta_config: MetaOptimizationConfig) -> BatchEvaluator:
-    """The evaluator over the recorded ticks: causal, fold by fold, all candidates of a structure at once."""
+    """The evaluator over the recorded ticks: causal, fold by fold, all candidates of a structure at once.
+
+    Raises ``InputError`` where no symbol has ticks enough for the folds.
+    """
     from usp_daemon import tuning
 
     parts: Any = tuning  # what it needs brings the numerical libraries, which a report does without
-    return parts.WalkForwardEvaluator(
-        parts.History.from_arrays(arrays),
-        settings,
-        train_ratio=meta_config.train_ratio,
-        n_folds=meta_config.n_folds,
-        embargo=meta_config.embargo_ticks,
+    folds = parts.FoldPlan(
+        train_ratio=meta_config.train_ratio, n_folds=meta_config.n_folds, embargo=meta_config.embargo_ticks
     )
+    try:
+        return parts.WalkForwardEvaluator(parts.History.from_arrays(arrays), settings, folds=folds)
+    except parts.HistoryError as error:
+        raise InputError(f"these ticks cannot be tuned on: {error}") from error
 
 
 def tune(

@@ -4,6 +4,7 @@ import math
 import pathlib
 from typing import Any
 
+import msgspec
 import optuna
 import pytest
 import scipy.stats
@@ -19,6 +20,7 @@ from usp_daemon.tuning import (
     TuningError,
     search_space,
 )
+from usp_daemon.tuning._pruning import prune_fn_of
 
 STRUCTURAL = {spec.name for spec in SPECS.values() if spec.key.parameter_class is ParameterClass.STRUCTURAL}
 
@@ -195,6 +197,20 @@ def test_hopeless_trials_are_given_up_after_a_fold() -> None:
         ]
         assert record.fold_values[0] > sorted(earlier)[(len(earlier) - 1) // 2]
     assert optimizer._result(StopReason.TRIALS).best_number not in [record.number for record in given_up]
+
+
+def test_pruning_looks_at_earlier_batches_only() -> None:
+    """Else a batch that was interrupted would be judged by what of it was done before."""
+    optimizer = optimizer_for(FoldedBowl(), pruning=False)
+    optimizer.optimize(40)
+    campaign = msgspec.structs.replace(optimizer.campaign, pruning=True)
+    rules = [prune_fn_of(campaign, optimizer.records[:count], 27) for count in (24, 28, 40)]
+    means = [0.5 + 0.001 * step for step in range(700)]
+    decisions = [[rule(0, 1, mean) for mean in means] for rule in rules if rule is not None]
+    assert len(decisions) == 3 and decisions[0] == decisions[1] == decisions[2]
+    later = prune_fn_of(campaign, optimizer.records, 39)
+    assert later is not None and [later(0, 1, mean) for mean in means] != decisions[0]
+    assert prune_fn_of(campaign, optimizer.records, 15) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

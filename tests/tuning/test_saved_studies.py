@@ -301,27 +301,27 @@ async def test_saves_beside_an_event_loop(tmp_path: pathlib.Path) -> None:
 
 
 def test_newest_save_stands(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers, the older save held up: it must not come out on top of the newer one."""
-    write = _checkpoint.write_checkpoint
-    first_may_go, second_done = threading.Event(), threading.Event()
+    """Two workers, the older save held up until the newer one is done: it must not come out on top of it."""
+    save = AsyncMetaOptimizer._save
+    newer_is_done = threading.Event()
 
-    def slow(path: pathlib.Path, campaign: Any, lines: Any) -> None:
-        if len(lines) == 4:
-            assert first_may_go.wait(10.0)
-        write(path, campaign, lines)
+    def late(path: pathlib.Path, last: Any, number: int, *content: Any) -> None:
+        if number == 1:
+            assert newer_is_done.wait(20.0)
+        save(path, last, number, *content)
 
-    monkeypatch.setattr("usp_daemon.tuning._async.write_checkpoint", slow)
+    monkeypatch.setattr(AsyncMetaOptimizer, "_save", staticmethod(late))
     with AsyncMetaOptimizer(FoldedBowl(), settings_for(tmp_path / "a"), Settings(), worker="here") as optimizer:
         optimizer.optimize(4)
         older = optimizer.save_study_async(tmp_path / "study.json")
         optimizer.optimize(4)
         newer = optimizer.save_study_async(tmp_path / "study.json")
-        newer.add_done_callback(lambda future: second_done.set())
+        newer.result(timeout=20.0)
         with pytest.raises(TimeoutError, match="still being written"):
             optimizer.wait_all_saves(timeout=0.0)
-        first_may_go.set()
-        optimizer.wait_all_saves(timeout=10.0)
-        assert older.done() and newer.done()
+        newer_is_done.set()
+        optimizer.wait_all_saves(timeout=20.0)
+        assert older.done()
     assert len(load(tmp_path / "study.json", tmp_path / "b").records) == 8
 
 

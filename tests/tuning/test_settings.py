@@ -4,11 +4,13 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
 from tuning_landscapes import FoldedBowl, bowl, essence, settings_for
 from usp_daemon.config import SPECS, ConfigError, MetaOptimization, Settings, parse_settings
+from usp_daemon.transport import InputError
 from usp_daemon.tune_commands import walk_forward_evaluator
 from usp_daemon.tuning import (
     BayesianMetaOptimizer,
@@ -136,18 +138,28 @@ def test_validation_keys_reach_the_evaluator(tmp_path: pathlib.Path, monkeypatch
     built: list[dict[str, Any]] = []
 
     class Stand:
-        def __init__(self, history: Any, base_settings: Any, **options: Any) -> None:
+        def __init__(self, *history_and_settings: Any, **options: Any) -> None:
             built.append(options)
+            if history_and_settings and not history_and_settings[0]:
+                raise TooShort("too short")
 
         @staticmethod
         def from_arrays(arrays: Any) -> Any:
             return arrays
 
-    monkeypatch.setattr("usp_daemon.tuning.WalkForwardEvaluator", Stand, raising=False)
-    monkeypatch.setattr("usp_daemon.tuning.History", Stand, raising=False)
+    class TooShort(ValueError):
+        pass
+
+    for part, stand in (
+        ("WalkForwardEvaluator", Stand), ("History", Stand), ("FoldPlan", Stand), ("HistoryError", TooShort),
+    ):  # fmt: skip
+        monkeypatch.setattr(f"usp_daemon.tuning.{part}", stand, raising=False)
     values = {name: OTHERS[name] for name in ("train_ratio", "n_folds", "embargo_ticks")}
-    walk_forward_evaluator({}, Settings(), MetaOptimizationConfig(**values))
-    assert built == [{"train_ratio": 0.5, "n_folds": 3, "embargo": 7}]
+    walk_forward_evaluator({"a": (np.zeros(1, np.int64), np.zeros(1))}, Settings(), MetaOptimizationConfig(**values))
+    assert built[0] == {"train_ratio": 0.5, "n_folds": 3, "embargo": 7}
+    assert isinstance(built[1]["folds"], Stand)
+    with pytest.raises(InputError, match="too short"):
+        walk_forward_evaluator({}, Settings(), MetaOptimizationConfig(**values))
     BayesianMetaOptimizer(bowl, settings_for(tmp_path), Settings()).open()
     for name, value in values.items():
         with pytest.raises(CampaignMismatchError, match=name):

@@ -16,7 +16,9 @@ from ._settings import SECTIONS, SPECS, Settings, build_settings
 
 PREFIX = "USP_"
 # Variables that name a place or steer the tests; they are no overrides.
-OTHER_VARIABLES = frozenset({"USP_CACHE_DIR", "USP_CONFIG", "USP_CRASH_AT", "USP_REQUIRE_KAFKA", "USP_STOP_AT"})
+OTHER_VARIABLES = frozenset(
+    {"USP_CACHE_DIR", "USP_CONFIG", "USP_CRASH_AT", "USP_REQUIRE_KAFKA", "USP_REQUIRE_POSTGRES", "USP_STOP_AT"}
+)
 
 DEFAULT_LOCATION = Path("config/config.toml")
 BUILT_IN = "built-in defaults"

@@ -25,7 +25,7 @@ from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config
 from ._progress import Progress, StopReason, best_of, is_out_of_patience, last_improvement
 from ._pruning import prune_fn_of
 from ._report import render_report
-from ._sampling import StructureFn, TrialSampler, batch_start, structure_fn_of, structures_seen
+from ._sampling import StructureFn, TrialSampler, batch_start, remembered, structure_fn_of, structures_seen
 from ._search_space import base_candidate, path_of, search_space, structural_names
 from ._study import TrialStore, open_storage
 from ._trials import TrialRecord
@@ -90,7 +90,8 @@ class BayesianMetaOptimizer:
         self._stop_reason: StopReason | None = None
         self._space: dict[str, BaseDistribution] = dict(search_space(self.meta_config, self.tier))
         structural = structural_names(self._space)
-        self._structure_fn: StructureFn = getattr(self._evaluator, "structure_of", None) or structure_fn_of(structural)
+        told_by_evaluator: StructureFn | None = getattr(self._evaluator, "structure_of", None)
+        self._structure_fn = remembered(told_by_evaluator or structure_fn_of(structural), structural)
         self._campaign = new_campaign(
             self.meta_config,
             name=self.study_name,

