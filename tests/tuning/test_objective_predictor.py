@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numerics import series
 
+from numerics import series
 from usp_daemon import core
 from usp_daemon.config import Settings
 from usp_daemon.tuning import FoldPlan, History, SearchSpace, WalkForwardEvaluator, candidate_config
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
-PLAN = FoldPlan(train_ratio=0.3, n_folds=3, embargo=10, min_test=20)
+PLAN = FoldPlan(train_ratio=0.3, n_folds=3, n_validation=0, embargo=10, min_test=20)
 NUM_TICKS = 500
 
 

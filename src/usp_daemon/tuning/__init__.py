@@ -1,5 +1,6 @@
 """Tuning: what decides whether parameters should change, and whether a change stays."""
 
+from ._decision import Decision, DecisionRule, decide
 from ._evaluation import BatchEvaluator, Evaluation, PruneFn
 from ._folds import Fold, TooShortError, walk_forward_split
 from ._history import History, HistoryError, RecordedTick, SymbolHistory
@@ -16,6 +17,8 @@ from ._space import (
 
 __all__ = [
     "BatchEvaluator",
+    "Decision",
+    "DecisionRule",
     "Evaluation",
     "EvaluationStoppedError",
     "Fold",
@@ -35,5 +38,6 @@ __all__ = [
     "candidate_config",
     "candidate_settings",
     "choose_structures",
+    "decide",
     "walk_forward_split",
 ]
