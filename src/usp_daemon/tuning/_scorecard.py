@@ -70,8 +70,8 @@ class Scorecard:
     @property
     def folds_done(self) -> int:
         """Leading folds that every symbol has finished."""
-        done = ~np.isnan(self.loss).any(axis=(0, 2))
-        return int(np.argmin([*done, False]))
+        missing = np.isnan(self.loss).sum(axis=(0, 2)) > 0
+        return int(np.argmax(np.append(missing, True)))
 
 
 def fold_values(card: Scorecard, base: Scorecard, increments: np.ndarray, folds: slice) -> tuple[float, ...]:
