@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from ._table import Row, format_columns, format_rows
 TRIALS = {Tier.FAST: 50, Tier.DEEP: 500}
 FIGURES = {Tier.FAST: "< 120", Tier.DEEP: "< 3,600"}
 SECOND = 1_000_000_000
-# Of the tuned part of a series: half is trained on, the rest is five folds for the search and two for the decision.
+# Of the tuned part of a series: what is only trained on, then five folds for the search and two for the decision.
 GAIN_PLAN = FoldPlan(train_ratio=0.3, n_folds=5, n_validation=2, embargo=10, min_test=30)
 Candidate = dict[str, int | float | bool | str]
 
@@ -129,28 +130,32 @@ def campaign(
     return rows
 
 
-def tuned(series: Series, *, trials: int, share: float, precision: str) -> tuple[Decision, float]:
-    """Tune one series on its first ``share``; the decision, and the later CRPS over the default's on the rest."""
+def tuned(
+    series: Series, *, trials: int, share: float, precision: str, programs: Any = None
+) -> tuple[Decision, float, Any]:
+    """Tune one series on its first ``share``: the decision, the later CRPS over the default's on the rest, and the
+    programs, for the next series.
+    """
     arrays = {series.name: (series.timestamps_ns, series.values)}
     history = History.from_arrays(arrays)
-    judge = WalkForwardEvaluator(history.head(share), Settings(), folds=GAIN_PLAN, dtype=precision)
+    judge = WalkForwardEvaluator(history.head(share), Settings(), folds=GAIN_PLAN, dtype=precision, programs=programs)
     space = SearchSpace.from_settings(Settings(), Tier.DEEP)
     generator = np.random.default_rng(0)
     candidates = [draw(space, generator) for _ in range(trials)]
     decision = decide(candidates, judge.evaluate_batch(candidates), judge)
     if not decision.adopted:
-        return decision, 1.0
+        return decision, 1.0, judge.programs
     # one block: everything after the part that was tuned on
     plan = FoldPlan(train_ratio=share, n_folds=1, n_validation=0, embargo=0)
-    later = WalkForwardEvaluator(history, Settings(), folds=plan, dtype=precision)
-    return decision, later.evaluate_batch([dict(decision.candidate)])[0].value
+    later = WalkForwardEvaluator(history, Settings(), folds=plan, dtype=precision, programs=judge.programs)
+    return decision, later.evaluate_batch([dict(decision.candidate)])[0].value, judge.programs
 
 
 def gain_table(part: Path, *, trials: int, share: float, precision: str, only: Sequence[str]) -> str:
     """The outcome by series, and how many became better or worse."""
-    lines, ratios = [], []
+    lines, ratios, programs = [], [], None
     for one in load_series(part, ("point",), only=only):
-        decision, ratio = tuned(one, trials=trials, share=share, precision=precision)
+        decision, ratio, programs = tuned(one, trials=trials, share=share, precision=precision, programs=programs)
         ratios.append(ratio)
         lines.append([one.name, "adopted" if decision.adopted else "kept", f"{ratio:.4f}", decision.reason])
         print(*lines[-1], file=sys.stderr, flush=True)

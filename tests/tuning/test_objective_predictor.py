@@ -101,7 +101,7 @@ def test_later_ticks_change_nothing_of_an_earlier_fold() -> None:
     fold = PLAN.split(NUM_TICKS)[0]
     values[fold.test.stop :] = 50.0 + np.cumsum(values[fold.test.stop :])
     other = WalkForwardEvaluator(
-        history({"noise": values}), Settings(), folds=PLAN, keep_programs=False, programs=judge()._programs
+        history({"noise": values}), Settings(), folds=PLAN, keep_programs=False, programs=judge().programs
     )
     candidate = {"kernel_ridge_lambda": 1e-3}
     judge().evaluate_batch([candidate])
@@ -123,7 +123,7 @@ def test_a_ridge_that_suits_the_series_wins() -> None:
         Settings(),
         folds=PLAN,
         keep_programs=False,
-        programs=judge()._programs,
+        programs=judge().programs,
     )
     weak, strong = only.evaluate_batch([{"kernel_ridge_lambda": 1e-8}, {"kernel_ridge_lambda": 1e-3}])
     assert strong.value < weak.value

@@ -149,7 +149,7 @@ class WalkForwardEvaluator:
           progress_fn: told between chunks how far it is, from any thread.
           cache_directory: where compiled programs are kept; by default where the daemon keeps its own.
           keep_programs: False leaves JAX's compilation cache as it is configured.
-          programs: what runs the lanes, in place of the predictor.
+          programs: what runs the lanes: another evaluator's, to compile nothing twice, or a test's.
 
         Raises:
           HistoryError: no symbol is long enough.
@@ -201,6 +201,11 @@ class WalkForwardEvaluator:
     def increments(self) -> np.ndarray:
         """Mean absolute move of each symbol, in its own units."""
         return self._increments
+
+    @property
+    def programs(self) -> AbstractPrograms:
+        """The compiled programs, for another evaluator of the same width, precision and chunk."""
+        return self._programs
 
     @property
     def num_programs(self) -> int:
