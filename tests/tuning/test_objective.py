@@ -22,7 +22,7 @@ from usp_daemon.tuning import (
 from usp_daemon.tuning._objective import WORST_VALUE
 
 SECOND = 1_000_000_000
-PLAN = FoldPlan(train_ratio=0.4, n_folds=3, embargo=10, min_test=20)
+PLAN = FoldPlan(train_ratio=0.4, n_folds=3, n_validation=0, embargo=10, min_test=20)
 BASE_ALPHA = PredictorConfig.volatility_alpha
 BASE_H = PredictorConfig.cusum_h
 
@@ -229,7 +229,7 @@ def test_the_fingerprint_is_that_of_ticks_base_and_folds() -> None:
     assert evaluator(TWO, num_threads=1).fingerprint == one
     others = [
         evaluator(TWO.only(["calm"])),
-        evaluator(TWO, folds=FoldPlan(0.5, 3, 10, 20)),
+        evaluator(TWO, folds=FoldPlan(0.5, 3, 0, 10, 20)),
         evaluator(TWO, score="absolute_error"),
         evaluator(TWO, Settings(kernels=type(Settings().kernels)(sde_dt=0.02))),
     ]

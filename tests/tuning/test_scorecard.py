@@ -17,6 +17,8 @@ from usp_daemon.tuning._scorecard import (
     poisson_quantile,
 )
 
+ALL = slice(None)
+
 
 def card(losses: list[list[float]], count: int = 100, alarms: int = 0, kept: int = 0) -> Scorecard:
     """Sums by (symbol, fold), in the first block; alarms in the first fold of the first symbol."""
@@ -31,26 +33,26 @@ def card(losses: list[list[float]], count: int = 100, alarms: int = 0, kept: int
 def test_values_are_geometric_over_symbols() -> None:
     base = card([[10.0, 20.0], [1000.0, 2000.0]])
     better = card([[5.0, 20.0], [1000.0, 1000.0]])
-    values = fold_values(better, base, np.asarray([1.0, 100.0]))
+    values = fold_values(better, base, np.asarray([1.0, 100.0]), ALL)
     assert values == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)), rel=1e-4)
-    assert fold_values(base, base, np.asarray([1.0, 100.0])) == (1.0, 1.0)
+    assert fold_values(base, base, np.asarray([1.0, 100.0]), ALL) == (1.0, 1.0)
 
 
 def test_units_do_not_matter() -> None:
     base, other = card([[10.0], [30.0]]), card([[9.0], [33.0]])
     scaled_base, scaled_other = card([[10.0], [30e6]]), card([[9.0], [33e6]])
-    one = fold_values(other, base, np.asarray([0.1, 0.3]))
-    two = fold_values(scaled_other, scaled_base, np.asarray([0.1, 0.3e6]))
+    one = fold_values(other, base, np.asarray([0.1, 0.3]), ALL)
+    two = fold_values(scaled_other, scaled_base, np.asarray([0.1, 0.3e6]), ALL)
     assert one == pytest.approx(two, rel=1e-12)
 
 
 def test_a_symbol_at_rest_does_not_count_and_perfection_is_no_division_by_zero() -> None:
     base, other = card([[0.0], [10.0]]), card([[0.0], [20.0]])
-    assert fold_values(other, base, np.asarray([0.0, 1.0])) == pytest.approx((2.0,), rel=1e-4)
-    assert fold_values(base, base, np.asarray([0.0, 0.0])) == (1.0,)
-    (perfect,) = fold_values(card([[0.0]]), card([[10.0]]), np.asarray([1.0]))
+    assert fold_values(other, base, np.asarray([0.0, 1.0]), ALL) == pytest.approx((2.0,), rel=1e-4)
+    assert fold_values(base, base, np.asarray([0.0, 0.0]), ALL) == (1.0,)
+    (perfect,) = fold_values(card([[0.0]]), card([[10.0]]), np.asarray([1.0]), ALL)
     assert 0.0 < perfect < 1e-3
-    (no_longer,) = fold_values(card([[10.0]]), card([[0.0]]), np.asarray([1.0]))
+    (no_longer,) = fold_values(card([[10.0]]), card([[0.0]]), np.asarray([1.0]), ALL)
     assert math.isfinite(no_longer)
 
 
@@ -79,7 +81,7 @@ def test_a_loss_that_is_not_finite_makes_the_value_infinite() -> None:
         made, own = Scorecard.empty(1, 1), Scorecard.empty(1, 1)
         made.enter(0, 0, Fold(slice(0, 2), slice(2, 8)), Observations(loss, quiet, ~quiet), base)
         own.enter(0, 0, Fold(slice(0, 2), slice(2, 8)), base, base)
-        assert fold_values(made, own, np.ones(1)) == (math.inf,)
+        assert fold_values(made, own, np.ones(1), ALL) == (math.inf,)
 
 
 def test_an_alarm_is_kept_when_one_comes_near_it_and_in_time() -> None:
@@ -111,7 +113,7 @@ def test_many_more_alarms_than_before_are_not_feasible_and_neither_is_silence() 
     limit = poisson_quantile(15.0, 0.95)
 
     def constraint(alarms: int, kept: int) -> float:
-        return alarm_constraint(card([[1.0]], 10_000, alarms, kept), base, mean_ticks_between_false=50_000.0)
+        return alarm_constraint(card([[1.0]], 10_000, alarms, kept), base, ALL, mean_ticks_between_false=50_000.0)
 
     assert constraint(10, 10) <= 0.0
     assert constraint(limit, 10) == 0.0
@@ -123,5 +125,5 @@ def test_many_more_alarms_than_before_are_not_feasible_and_neither_is_silence() 
 
 def test_the_asked_rate_is_allowed_where_the_base_is_silent() -> None:
     base, noisy = card([[1.0]], count=10_000), card([[1.0]], count=10_000, alarms=8)
-    assert alarm_constraint(noisy, base, mean_ticks_between_false=1_000.0) <= 0.0
-    assert alarm_constraint(noisy, base, mean_ticks_between_false=50_000.0) > 0.0
+    assert alarm_constraint(noisy, base, ALL, mean_ticks_between_false=1_000.0) <= 0.0
+    assert alarm_constraint(noisy, base, ALL, mean_ticks_between_false=50_000.0) > 0.0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from usp_daemon.tuning import (
     candidate_settings,
     choose_structures,
 )
-from usp_daemon.tuning._space import Kind, network_levels
+from usp_daemon.tuning._space import Kind, network_levels, space_table
 
 DEEP = SearchSpace.from_settings(Settings(), Tier.DEEP)
 FAST = SearchSpace.from_settings(Settings(), Tier.FAST)
@@ -129,3 +130,8 @@ def test_structures_are_few_different_and_begin_with_the_base_s() -> None:
         assert changed == {"log_sig_depth"} or (changed and changed <= {"dgm_width_size", "dgm_depth"})
     assert choose_structures(DEEP, base, limit=3) == structures[:3]
     assert choose_structures(FAST, base) == [{"log_sig_depth": depth} for depth in (4, 3, 5, 2)]
+
+
+def test_the_documented_table_is_the_space(repository_root: Path) -> None:
+    page = (repository_root / "docs" / "numerics" / "tuning.md").read_text("utf-8")
+    assert page.endswith(space_table(DEEP.parameters) + "\n")

@@ -2,6 +2,7 @@
 
 from ._async import AsyncMetaOptimizer
 from ._campaign import Campaign
+from ._decision import Decision, DecisionRule, decide
 from ._drift import ScoreDrift
 from ._errors import (
     CampaignInUseError,
@@ -43,6 +44,8 @@ __all__ = [
     "Campaign",
     "CampaignInUseError",
     "CampaignMismatchError",
+    "Decision",
+    "DecisionRule",
     "Evaluation",
     "EvaluationStoppedError",
     "Fold",
@@ -83,6 +86,7 @@ __all__ = [
     "choose_shadow",
     "choose_structures",
     "crps",
+    "decide",
     "load_meta_optimization_config",
     "probation_plan",
     "proposal_of",

@@ -49,10 +49,15 @@ class EvaluationStoppedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class FoldPlan:
-    """How each symbol's ticks are split; see ``walk_forward_split``."""
+    """How each symbol's ticks are split; see ``walk_forward_split``.
+
+    The search sees ``n_folds`` folds. ``n_validation`` further ones of the same length come after them, on which the
+    best candidate is tested (``decide``).
+    """
 
     train_ratio: float = 0.7
     n_folds: int = 5
+    n_validation: int = 2
     embargo: int = DEFAULT_EMBARGO_TICKS
     min_test: int = DEFAULT_MIN_TEST
 
@@ -62,12 +67,17 @@ class FoldPlan:
         section = settings.meta_optimization
         return cls(train_ratio=section.train_ratio, n_folds=section.n_folds)
 
+    @property
+    def num_blocks(self) -> int:
+        """Folds of both kinds."""
+        return self.n_folds + self.n_validation
+
     def split(self, num_ticks: int) -> list[Fold]:
-        """The folds of one symbol. Raises ``TooShortError``."""
+        """The folds of one symbol, those for validation last. Raises ``TooShortError``."""
         return walk_forward_split(
             num_ticks,
             train_ratio=self.train_ratio,
-            n_folds=self.n_folds,
+            n_folds=self.num_blocks,
             embargo=self.embargo,
             min_test=self.min_test,
         )
@@ -139,7 +149,7 @@ class WalkForwardEvaluator:
           progress_fn: told between chunks how far it is, from any thread.
           cache_directory: where compiled programs are kept; by default where the daemon keeps its own.
           keep_programs: False leaves JAX's compilation cache as it is configured.
-          programs: what runs the lanes, in place of the predictor.
+          programs: what runs the lanes: another evaluator's, to compile nothing twice, or a test's.
 
         Raises:
           HistoryError: no symbol is long enough.
@@ -193,6 +203,11 @@ class WalkForwardEvaluator:
         return self._increments
 
     @property
+    def programs(self) -> AbstractPrograms:
+        """The compiled programs, for another evaluator of the same width, precision and chunk."""
+        return self._programs
+
+    @property
     def num_programs(self) -> int:
         """Programs compiled so far: one for each structure."""
         return len(self._programs)
@@ -238,6 +253,15 @@ class WalkForwardEvaluator:
             self._run([self._base], [_key(self._base)], None)
         assert self._base_card is not None
         return self._base_card
+
+    @property
+    def num_selection_folds(self) -> int:
+        """Leading folds that ``value`` and ``fold_values`` are made of; the rest is kept from the search."""
+        return self._plan.n_folds
+
+    def validation_constraint(self, card: Scorecard) -> float:
+        """How far a candidate's alarms on the validation folds are outside what is allowed; at most 0 is inside."""
+        return self._alarm_constraint(card, self.base_scorecard, slice(self._plan.n_folds, self._plan.num_blocks))
 
     def evaluate_batch(
         self, candidates: Sequence[Mapping[str, Value]], *, prune_fn: PruneFn | None = None
@@ -303,17 +327,18 @@ class WalkForwardEvaluator:
     def _evaluation(self, config: PredictorConfig, limit: float, pruned: bool, seconds: float) -> Evaluation:
         card = self._cards[_key(config)]
         base = self.base_scorecard
-        values = fold_values(card, base, self._increments)
+        done = slice(0, min(card.folds_done, self._plan.n_folds))
+        values = fold_values(card, base, self._increments, done)
         value = mean_value(values)
-        constraint = max(limit, self._alarm_constraint(card, base))
+        constraint = max(limit, self._alarm_constraint(card, base, done))
         if value >= WORST_VALUE:
             constraint = max(constraint, 1.0)
         capped = tuple(min(one, WORST_VALUE) for one in values)
         return Evaluation(min(value, WORST_VALUE), constraint, capped, pruned, seconds)
 
-    def _alarm_constraint(self, card: Scorecard, base: Scorecard) -> float:
+    def _alarm_constraint(self, card: Scorecard, base: Scorecard, folds: slice) -> float:
         asked = float(self._settings["orchestration.alarm_mean_ticks_between_false"])
-        return alarm_constraint(card, base, mean_ticks_between_false=asked)
+        return alarm_constraint(card, base, folds, mean_ticks_between_false=asked)
 
     # Running lanes.
 
@@ -332,13 +357,13 @@ class WalkForwardEvaluator:
             for member in range(len(every))
             for symbol, one in enumerate(self._symbols)
         }
-        cards = [Scorecard.empty(len(self._symbols), self._plan.n_folds) for _ in every]
+        cards = [Scorecard.empty(len(self._symbols), self._plan.num_blocks) for _ in every]
         longest_first = sorted(range(len(self._symbols)), key=lambda symbol: -len(self._symbols[symbol]))
         order = [(member, symbol) for symbol in longest_first for member in range(len(every))]
         tiles = self._tiles(program, every, order, None)
         pruned: set[Any] = set()
         first = 0
-        for number in range(self._plan.n_folds):
+        for number in range(self._plan.num_blocks):
             last = self._row_after(number)
             tell = Progress(first, self._rows, len(running), len(pruned))
             self._advance(program, tiles, seen, first, last, tell)
@@ -356,7 +381,7 @@ class WalkForwardEvaluator:
                     if prune_fn(
                         names[member],
                         number + 1,
-                        mean_value(fold_values(cards[member], reference, self._increments)),
+                        mean_value(fold_values(cards[member], reference, self._increments, slice(0, number + 1))),
                     )
                 }
                 if stopped:

@@ -58,9 +58,10 @@ class Scorecard:
         rows = np.arange(fold.test.start, fold.test.stop)
         scored = base.accepted[rows] & np.isfinite(base.loss[rows])
         loss = np.where(np.isfinite(seen.loss[rows]), seen.loss[rows], np.inf)
-        for block, part in enumerate(np.array_split(np.arange(rows.size), NUM_BLOCKS)):
+        edges = np.linspace(0, len(rows), NUM_BLOCKS + 1).astype(int)
+        for block, part in enumerate(map(slice, edges[:-1], edges[1:])):
             self.loss[symbol, number, block] = np.where(scored, loss, 0.0)[part].sum()
-            self.count[symbol, number, block] = scored[part].sum()
+            self.count[symbol, number, block] = np.count_nonzero(scored[part])
         raised = np.flatnonzero(seen.alarm[: fold.test.stop])  # a later fold's ticks change nothing here
         self.alarms[symbol, number] = int(seen.alarm[rows].sum())
         for row in rows[base.alarm[rows]]:
@@ -69,29 +70,19 @@ class Scorecard:
     @property
     def folds_done(self) -> int:
         """Leading folds that every symbol has finished."""
-        missing = np.asarray(np.isnan(self.loss).any(axis=(0, 2)))
-        return int(np.argmax(missing)) if missing.any() else int(missing.size)
+        missing = np.isnan(self.loss).sum(axis=(0, 2)) > 0
+        return int(np.argmax(np.append(missing, True)))
 
 
-def block_ratios(card: Scorecard, base: Scorecard, increments: np.ndarray) -> np.ndarray:
-    """Logarithms of the candidate's mean loss over the base's by (symbol, fold, block).
+def fold_values(card: Scorecard, base: Scorecard, increments: np.ndarray, folds: slice) -> tuple[float, ...]:
+    """Geometric mean over symbols of the candidate's mean loss over the base's, for each of ``folds`` (all done).
 
-    ``increments`` (symbols) is the size of a symbol's typical move, against which a loss of 0 is no loss. NaN where no
-    tick was scored, where the symbol never moves, or where the fold was not done.
-    """
-    floor = (_LOSS_FLOOR * increments)[:, None, None] * base.count
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.log((card.loss + floor) / (base.loss + floor))
-
-
-def fold_values(card: Scorecard, base: Scorecard, increments: np.ndarray) -> tuple[float, ...]:
-    """Geometric mean over symbols of the candidate's mean loss over the base's, for each fold that was done.
-
-    A symbol that never moves, or of which nothing was scored, does not count; a fold without any is worth 1. Infinite
-    where the candidate said something that is not a number.
+    ``increments`` (symbols) is the size of a symbol's typical move, against which a loss of 0 is no loss. A symbol
+    that never moves, or of which nothing was scored, does not count; a fold without any is worth 1. Infinite where the
+    candidate said something that is not a number.
     """
     values = []
-    for number in range(card.folds_done):
+    for number in range(*folds.indices(card.loss.shape[1])):
         own, its = card.loss[:, number].sum(axis=1), base.loss[:, number].sum(axis=1)
         floor = _LOSS_FLOOR * increments * base.count[:, number].sum(axis=1)
         counts = floor > 0.0
@@ -103,17 +94,16 @@ def fold_values(card: Scorecard, base: Scorecard, increments: np.ndarray) -> tup
     return tuple(values)
 
 
-def alarm_constraint(card: Scorecard, base: Scorecard, *, mean_ticks_between_false: float) -> float:
-    """How far a candidate's alarms are outside what is allowed; at most 0 is inside.
+def alarm_constraint(card: Scorecard, base: Scorecard, folds: slice, *, mean_ticks_between_false: float) -> float:
+    """How far a candidate's alarms in ``folds`` are outside what is allowed; at most 0 is inside.
 
     It may raise ``ALARM_GROWTH`` times the base's alarms, or as many as the operator's asked rate of false ones gives
     on so many ticks, whichever is more; and it must keep the share ``ALARM_SHARE_KEPT`` of the base's. On recorded
     ticks nobody knows which alarms are false, and counts are small: both limits are widened to where chance alone
     would carry a candidate that stands exactly on them in one case out of twenty.
     """
-    done = slice(0, card.folds_done)
-    ticks, before = int(base.count[:, done].sum()), int(base.alarms[:, done].sum())
-    raised, missed = int(card.alarms[:, done].sum()), before - int(card.kept[:, done].sum())
+    ticks, before = int(base.count[:, folds].sum()), int(base.alarms[:, folds].sum())
+    raised, missed = int(card.alarms[:, folds].sum()), before - int(card.kept[:, folds].sum())
     most = poisson_quantile(max(ALARM_GROWTH * before, ticks / mean_ticks_between_false), ALARM_CONFIDENCE)
     most_missed = binomial_quantile(before, 1.0 - ALARM_SHARE_KEPT, ALARM_CONFIDENCE)
     return max((raised - most) / max(most, 1), (missed - most_missed) / max(most_missed, 1))

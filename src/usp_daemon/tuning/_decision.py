@@ -1,0 +1,144 @@
+"""Whether the best candidate is good enough to be adopted: a test on folds that the search has not seen.
+
+The best of many candidates looks better than it is, the more so the more were tried and the less they differ. Hence the
+search is shown the first folds only, one candidate is chosen by them, and that one must prove itself on the last folds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from usp_daemon.config import Value
+
+from ._evaluation import Evaluation
+from ._scorecard import Scorecard
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """What a candidate must show on the validation folds: at least ``min_gain`` less loss (a share of the base's), and
+    so many standard errors of it, ``min_t``.
+
+    One candidate is tested, chosen on other ticks, so nothing has to be corrected for many trials. One standard error
+    suffices because a wrong choice costs little: what passes is near the base at worst, and live probation follows.
+    """
+
+    min_gain: float = 0.002
+    min_t: float = 1.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer, with its evidence. ``candidate`` is empty where the base stays."""
+
+    adopted: bool
+    reason: str
+    candidate: Mapping[str, Value] = field(default_factory=dict)
+    selection_value: float = 1.0  # of the candidate that was looked at
+    gain: float = 0.0  # mean fall of the loss on the validation folds, as a share of the base's
+    standard_error: float = math.inf
+    num_blocks: int = 0
+
+
+class ScorecardSource(Protocol):
+    """What a decision asks of the evaluator."""
+
+    @property
+    def base_scorecard(self) -> Scorecard:
+        """The base's own sums."""
+        ...
+
+    @property
+    def num_selection_folds(self) -> int:
+        """Leading folds that the search was shown; the others are for validation."""
+        ...
+
+    def scorecard(self, candidate: Mapping[str, Value]) -> Scorecard | None:
+        """A candidate's sums over all folds, None where it was not evaluated."""
+        ...
+
+    def validation_constraint(self, card: Scorecard) -> float:
+        """The constraint on the validation folds' alarms; at most 0 is feasible."""
+        ...
+
+    def evaluate_batch(self, candidates: Sequence[Mapping[str, Value]]) -> list[Evaluation]:
+        """Evaluate, so that there are scorecards."""
+        ...
+
+
+def decide(
+    candidates: Sequence[Mapping[str, Value]],
+    evaluations: Sequence[Evaluation],
+    source: ScorecardSource,
+    *,
+    rule: DecisionRule | None = None,
+) -> Decision:
+    """Test the best feasible candidate on the validation folds; else the base stays.
+
+    Args:
+      candidates: what was tried, in any order.
+      evaluations: one for each, by the selection folds.
+      source: where the sums behind them are; a candidate of an earlier process is evaluated anew.
+      rule: what has to be shown.
+
+    Returns:
+      The decision. Ties go to the candidate that was tried first.
+    """
+    rule = rule or DecisionRule()
+    usable = [
+        index
+        for index, one in enumerate(evaluations)
+        if not one.pruned and one.constraint <= 0.0 and math.isfinite(one.value)
+    ]
+    if not usable:
+        return Decision(False, "no candidate is feasible")
+    best = min(usable, key=lambda index: evaluations[index].value)
+    chosen, value = candidates[best], evaluations[best].value
+    if value >= 1.0:
+        return Decision(False, "no candidate is better than the settings in force", selection_value=value)
+    card = source.scorecard(chosen)
+    if card is None or card.folds_done < source.base_scorecard.folds_done:
+        source.evaluate_batch([chosen])
+        card = source.scorecard(chosen)
+    assert card is not None
+    gains = block_gains(card, source.base_scorecard, source.num_selection_folds)
+    num_blocks = len(gains)
+    if num_blocks < 2:
+        return Decision(False, "the validation folds hold too few scored ticks", selection_value=value)
+    finite = bool(np.isfinite(gains).all())
+    gain = float(np.mean(gains)) if finite else -math.inf
+    error = float(np.std(gains, ddof=1) / math.sqrt(num_blocks)) if finite else math.inf
+
+    def answer(adopted: bool, reason: str) -> Decision:
+        return Decision(adopted, reason, chosen if adopted else {}, value, gain, error, num_blocks)
+
+    if not finite:
+        return answer(False, "its forecasts of the validation folds are not finite")
+    if source.validation_constraint(card) > 0.0:
+        return answer(False, "its alarms on the validation folds are too many or too few")
+    if gain < rule.min_gain:
+        return answer(False, f"its gain on the validation folds, {gain:.2%}, is below {rule.min_gain:.2%}")
+    if gain < rule.min_t * error:
+        return answer(False, f"its gain on the validation folds, {gain:.2%} +- {error:.2%}, may be chance")
+    return answer(True, f"{gain:.2%} +- {error:.2%} less loss on ticks that the search has not seen")
+
+
+def block_gains(card: Scorecard, base: Scorecard, first_fold: int) -> np.ndarray:
+    """By block of the folds from ``first_fold`` on: how much less the candidate lost, as a share of the base's mean.
+
+    Averaged over symbols, whose losses at one time go together: the blocks, not the symbols, are the units. A symbol
+    without any loss is left out; so is a block in which nothing was scored.
+    """
+    own = card.loss[:, first_fold:].reshape(len(card.loss), -1)
+    its = base.loss[:, first_fold:].reshape(len(base.loss), -1)
+    count = base.count[:, first_fold:].reshape(len(base.count), -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        usual = its.sum(axis=1) / count.sum(axis=1)  # of one tick
+        gains = (its - own) / count / usual[:, None]
+    counts = (count > 0) & (usual > 0.0)[:, None]
+    gains = np.where(counts, gains, 0.0)
+    seen = counts.sum(axis=0)
+    return gains.sum(axis=0)[seen > 0] / seen[seen > 0]
