@@ -22,12 +22,12 @@ class DecisionRule:
     """What a candidate must show on the validation folds: at least ``min_gain`` less loss (a share of the base's), and
     so many standard errors of it, ``min_t``.
 
-    One candidate is tested, chosen on other ticks, so nothing has to be corrected for many trials. One standard error
-    suffices because a wrong choice costs little: what passes is near the base at worst, and live probation follows.
+    One candidate is tested, chosen on other ticks, so nothing has to be corrected for many trials. Two standard errors
+    over eight blocks let one in twenty pass that is no better; what passes then meets live probation.
     """
 
     min_gain: float = 0.002
-    min_t: float = 1.0
+    min_t: float = 2.0
 
 
 @dataclass(frozen=True)
