@@ -110,7 +110,7 @@ class Tuning:
     probation_settle_s: Annotated[
         float,
         locked(
-            "Time that new parameters are in force before the shadow begins: by then its symbols have shown themselves.",
+            "Time that new parameters are in force before the shadow begins, in which symbols show themselves.",
             "s",
             0.0,
             3600.0,

@@ -1,4 +1,4 @@
-"""The tuner in the running daemon: records live ticks, searches in a process of its own, applies, proves, takes back."""
+"""The tuner in the running daemon: records live ticks, searches in another process, applies, proves, takes back."""
 
 from ._assembly import LiveTuning
 from ._campaign import CampaignProcess, CpuBudget
@@ -19,6 +19,7 @@ __all__ = [
     "ChangeRecord",
     "CpuBudget",
     "Decision",
+    "LiveTuning",
     "Phase",
     "Probation",
     "ProbationRecord",

@@ -17,11 +17,12 @@ from usp_daemon.tuning import ScoreDrift, SequentialTest
 from usp_daemon.wire import TopicPartition
 
 from ._campaign import CampaignProcess
+from ._ports import CampaignFn
 from ._probation import Probation, Taps
 from ._recorder import Recorder
 from ._search import classes_of
 from ._state import StateFile, Trigger
-from ._tuner import CampaignFn, Tuner, TunerOptions
+from ._tuner import Tuner, TunerOptions
 
 _log = get_logger(__name__)
 _REPORT_S = 5.0

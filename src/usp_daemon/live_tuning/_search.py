@@ -8,6 +8,7 @@ the holdout is what would be done: one step within the trust region where the da
 """
 
 import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,8 @@ def decide(
             continue
         if classes <= set(request.applies):
             step = step_toward(resolved, full, max_relative=limit)
-            options[f"apply {kind}"] = {path: value for path, value in step.items() if value != base[path]}
+            near = {path: _short(value, base[path]) for path, value in step.items()}
+            options[f"apply {kind}"] = {path: value for path, value in near.items() if value != base[path]}
         if classes <= set(request.applies) | set(request.proposes):
             options[f"propose {kind}"] = full
     names = list(options)
@@ -122,7 +124,7 @@ def decide(
     least = 1.0 - settings.tuning.min_gain
     good = {name: value for name, value in values.items() if value is not None and value <= least}
     apply = min((name for name in good if name.startswith("apply")), key=good.__getitem__, default=None)
-    rest = [name for name in good if name.startswith("propose") and _goes_beyond(name, options[name], request)]
+    rest = [name for name in good if name.startswith("propose") and _goes_beyond(options[name], request)]
     propose = min(rest, key=good.__getitem__, default=None)
     if apply is not None and propose is not None and good[propose] >= good[apply]:
         propose = None
@@ -151,9 +153,19 @@ def decide(
     )
 
 
-def _goes_beyond(name: str, changes: Mapping[str, Value], request: CampaignRequest) -> bool:
+def _short(value: Value, toward: Value) -> Value:
+    """The value with six digits, rounded to the side of ``toward``: it stands in a file that people read."""
+    if not isinstance(value, float) or not isinstance(toward, int | float) or value == toward:
+        return value
+    rounded = float(f"{value:.6g}")
+    if abs(rounded - toward) <= abs(value - toward):
+        return rounded
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 5) if value else 1e-6
+    return float(f"{value + math.copysign(0.5 * unit, toward - value):.6g}")
+
+
+def _goes_beyond(changes: Mapping[str, Value], request: CampaignRequest) -> bool:
     """Whether a proposal has something in it that is not applied anyway."""
-    del name
     return not {SPECS[path].key.parameter_class.value for path in changes} <= set(request.applies)
 
 

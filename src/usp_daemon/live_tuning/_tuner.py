@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,10 +26,8 @@ from usp_daemon.config import (
     ConfigMutationError,
     EntryStatus,
     HistoryEntry,
-    Mutation,
     MutationOutcome,
     MutationRejectedError,
-    Problem,
     Settings,
     Value,
     parse_settings,
@@ -37,6 +35,7 @@ from usp_daemon.config import (
 from usp_daemon.telemetry import get_logger
 from usp_daemon.tuning import SequentialTest, ShadowReport, Verdict
 
+from ._ports import CampaignFn, Epochs, Mutator, ProbationFn, RunningProbation, TunerMetrics
 from ._request import CampaignFailedError, CampaignProgress, CampaignRequest
 from ._state import (
     CampaignRecord,
@@ -56,78 +55,6 @@ _T = TypeVar("_T")
 WAITED_FOR = frozenset({"security.allowed_mutation_rate_per_hour", "security.min_ticks_between_mutations"})
 _SAVE_S = 10.0
 _RETRY_S = 60.0
-
-
-class Epochs(Protocol):
-    """What is in force: the book of epochs."""
-
-    @property
-    def current(self) -> Any:
-        """Has ``settings`` (traced and structural ones by path), ``config_hash`` and ``parameters``."""
-        ...
-
-
-class Mutator(Protocol):
-    """The part of ``ConfigMutator`` that is used. All of it blocks."""
-
-    def apply(
-        self, changes: Mapping[str, Any], *, trigger: str, evidence: Mapping[str, Any] | None = None
-    ) -> Mutation: ...
-    def propose(
-        self, changes: Mapping[str, Any], *, trigger: str, evidence: Mapping[str, Any] | None = None
-    ) -> Mutation: ...
-    def check(self, changes: Mapping[str, Any]) -> tuple[Problem, ...]: ...
-    def keep(
-        self, mutation: str | None = None, *, reason: str = "", evidence: Mapping[str, Any] | None = None
-    ) -> Mutation: ...
-    def rollback(
-        self,
-        to: str | None = None,
-        reason: str = "",
-        *,
-        mutation: str | None = None,
-        trigger: str = "rollback",
-        evidence: Mapping[str, Any] | None = None,
-    ) -> Mutation: ...
-    def note(
-        self,
-        event: AuditEvent,
-        *,
-        trigger: str,
-        reason: str,
-        mutation: str = "",
-        evidence: Mapping[str, Any] | None = None,
-    ) -> None: ...
-    @property
-    def history(self) -> Any: ...
-
-
-class RunningProbation(Protocol):
-    """A comparison that runs."""
-
-    @property
-    def verdict(self) -> Verdict: ...
-    @property
-    def report(self) -> ShadowReport | None: ...
-    @property
-    def ratio(self) -> float: ...
-    def saved(self) -> dict[str, Any] | None: ...
-    async def run(self) -> Verdict: ...
-
-
-class TunerMetrics(Protocol):
-    """The part of ``ServiceMetrics`` that is used."""
-
-    def record_tuner_state(self, state: str) -> None: ...
-    def record_tuner_trials(self, num_trials: int, best: float | None) -> None: ...
-    def record_tuner_campaign(self, outcome: str) -> None: ...
-    def record_tuner_mutation(self, outcome: str) -> None: ...
-    def record_probation(self, ratio: float) -> None: ...
-
-
-CampaignFn = Callable[[CampaignRequest, Callable[[CampaignProgress], None]], Awaitable[Decision]]
-# Former settings, the hash of the new ones, the test so far: the probation, ready to run.
-ProbationFn = Callable[[Mapping[str, Value], str, SequentialTest | None], Awaitable[RunningProbation]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,6 +186,8 @@ class Tuner:
         trigger = self._due()
         if trigger is None:
             return
+        if (await self._call(self._settings_fn)).predictor_hash() != self._epochs.current.config_hash:
+            return  # a change is about to come into force, or was refused: a campaign would be for something else
         self._asked.clear()
         now_ns = self._now_ns()
         moment = datetime.fromtimestamp(now_ns / 1e9, UTC)
@@ -535,6 +464,7 @@ class Tuner:
         self._metrics.record_tuner_state(phase.value)
 
     async def _rest(self, **changes: Any) -> None:
+        self._asked.discard(Trigger.DRIFT)  # seen under settings, or before a campaign, that are done with
         await self._enter(Phase.IDLE, campaign=None, decision=None, change=None, probation=None, **changes)
 
     async def _stop_tasks(self) -> None:

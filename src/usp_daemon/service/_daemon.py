@@ -202,7 +202,7 @@ class Daemon(AssignmentListener):
         return self._stages.symbols(partition) if is_running else {}
 
     async def export_states(self, partition: TopicPartition, then_fn: Callable[[Exported], None]) -> None:
-        """Give ``then_fn``, which must not wait, the states of a partition between two steps; nothing if it does not run."""
+        """Give ``then_fn``, which must not wait, the states of a partition that runs, between two steps."""
         owner = self._owned.get(partition)
         if owner is not None and owner.state is PartitionState.RUNNING:
             await self._stages.export(owner, then_fn)
