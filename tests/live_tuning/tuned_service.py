@@ -11,11 +11,11 @@ import types
 from statistics import NormalDist
 
 import numpy as np
-from mutation_worlds import World
 from prometheus_client import CollectorRegistry
 from replicas import MemoryStore, SharedDisk, make_epoch, new_broker, tick
 
 from fake_predictor import FakePredictor
+from mutation_worlds import World
 from usp_daemon.config import Kafka
 from usp_daemon.core import QUANTILE_LEVELS
 from usp_daemon.live_tuning import LiveTuning
@@ -123,7 +123,8 @@ class Service:
         self.tuning = LiveTuning(
             loaded.settings, self.world.source(), epochs=self.epochs, predictor=self.predictor,
             key_fn=lambda *key: key, metrics=self.metrics, reload_fn=asked.set, who="r", campaign_fn=self.campaign_fn,
-            drift=ScoreDrift(ratio=self.drift_ratio, fast_ticks=400, slow_ticks=8_000, min_ticks=1_500), turn_s=0.02, round_s=0.02,
+            drift=ScoreDrift(ratio=self.drift_ratio, fast_ticks=400, slow_ticks=8_000, min_ticks=1_500),
+            turn_s=0.02, round_s=0.02,
         )  # fmt: skip
         alive = types.SimpleNamespace(alive=True, crash_fn=lambda point: None)
         self.daemon = Daemon(

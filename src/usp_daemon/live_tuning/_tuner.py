@@ -188,7 +188,6 @@ class Tuner:
             return
         if (await self._call(self._settings_fn)).predictor_hash() != self._epochs.current.config_hash:
             return  # a change is about to come into force, or was refused: a campaign would be for something else
-        self._asked.clear()
         now_ns = self._now_ns()
         moment = datetime.fromtimestamp(now_ns / 1e9, UTC)
         number = self._state.num_campaigns + 1
@@ -200,6 +199,7 @@ class Tuner:
             config_hash=self._epochs.current.config_hash,
         )
         await self._enter(Phase.CAMPAIGN, campaign=campaign, num_campaigns=number)
+        self._asked.clear()
         await self._note(AuditEvent.CAMPAIGN_STARTED, f"campaign {campaign.name}, by {trigger.value}")
 
     def _due(self) -> Trigger | None:
