@@ -1,4 +1,4 @@
-"""The whole loop with real parts: drift is answered by itself; what was better on history and is worse live goes back."""
+"""The whole loop with real parts: drift is answered; what was better on history and is worse live goes back."""
 
 import asyncio
 

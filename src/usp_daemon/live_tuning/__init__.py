@@ -4,7 +4,7 @@ from ._assembly import LiveTuning
 from ._campaign import CampaignProcess, CpuBudget
 from ._probation import SHADOW_TOPIC, Probation, Taps
 from ._recorder import Recorder
-from ._request import CampaignFailedError, CampaignProgress, CampaignRequest
+from ._request import CampaignFailedError, CampaignMessage, CampaignProgress, CampaignRequest
 from ._search import classes_of, decide, run_campaign
 from ._state import CampaignRecord, ChangeRecord, Decision, Phase, ProbationRecord, StateFile, Trigger, TunerState
 from ._tuner import Tuner, TunerOptions
@@ -12,6 +12,7 @@ from ._tuner import Tuner, TunerOptions
 __all__ = [
     "SHADOW_TOPIC",
     "CampaignFailedError",
+    "CampaignMessage",
     "CampaignProcess",
     "CampaignProgress",
     "CampaignRecord",

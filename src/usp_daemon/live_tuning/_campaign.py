@@ -23,7 +23,7 @@ from ._state import Decision
 
 _log = get_logger(__name__)
 
-MODULE = "usp_daemon.live_tuning._campaign_process"
+MODULE = "usp_daemon.campaign_process"
 _LOOK_S = 0.1
 _SAVED_S = 2.0  # of the share that may be saved up
 _LAST_WORDS = 600
@@ -89,13 +89,14 @@ class CampaignProcess:
         except OSError as error:
             raise CampaignFailedError(f"no process could be started: {error}") from error
         assert process.stdin is not None and process.stderr is not None
-        governing = asyncio.create_task(self._govern(process), name="tuner.governor")
+        ready = asyncio.Event()
+        governing = asyncio.create_task(self._govern(process, ready), name="tuner.governor")
         errors = asyncio.create_task(_last_words(process.stderr), name="tuner.errors")
         try:
             process.stdin.write(msgspec.json.encode(request) + b"\n")
             with contextlib.suppress(ConnectionError):
                 await process.stdin.drain()
-            decision = await self._listen(process, progress_fn)
+            decision = await self._listen(process, ready, progress_fn)
             status = await process.wait()
             if decision is None:
                 words = (await errors).decode(errors="replace").strip()
@@ -111,7 +112,7 @@ class CampaignProcess:
             process.stdin.close()
 
     async def _listen(
-        self, process: asyncio.subprocess.Process, progress_fn: Callable[[CampaignProgress], None]
+        self, process: asyncio.subprocess.Process, ready: asyncio.Event, progress_fn: Callable[[CampaignProgress], None]
     ) -> Decision | None:
         assert process.stdout is not None
         decision = None
@@ -120,6 +121,8 @@ class CampaignProcess:
                 message = msgspec.json.decode(line, type=CampaignMessage)
             except msgspec.MsgspecError as error:
                 raise CampaignFailedError(f"the process said something else than expected: {line[:200]!r}") from error
+            if message.is_ready:
+                ready.set()
             if message.error:
                 raise CampaignFailedError(message.error)
             if message.progress is not None:
@@ -127,7 +130,8 @@ class CampaignProcess:
             decision = message.decision or decision
         return decision
 
-    async def _govern(self, process: asyncio.subprocess.Process) -> None:
+    async def _govern(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+        await ready.wait()  # one that is suspended before that would outlive a daemon that is killed
         budget, is_running = CpuBudget(self._cpu_share), True
         while True:
             await asyncio.sleep(_LOOK_S)

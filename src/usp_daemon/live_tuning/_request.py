@@ -43,8 +43,11 @@ class CampaignProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CampaignMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the process: progress, the decision at the end, or why there is none."""
+    """One line of the process: that it may be suspended from now on, progress, the decision at the end, or why there
+    is none.
+    """
 
+    is_ready: bool = False
     progress: CampaignProgress | None = None
     decision: Decision | None = None
     error: str = ""

@@ -126,8 +126,11 @@ def decide(
     apply = min((name for name in good if name.startswith("apply")), key=good.__getitem__, default=None)
     rest = [name for name in good if name.startswith("propose") and _goes_beyond(options[name], request)]
     propose = min(rest, key=good.__getitem__, default=None)
-    if apply is not None and propose is not None and good[propose] >= good[apply]:
-        propose = None
+    if apply is not None and propose is not None:
+        # Another structure must be worth it beside what the traced parameters alone come to in the end.
+        others = [value for name, value in good.items() if name != propose]
+        if good[propose] > min(others) - settings.tuning.min_gain:
+            propose = None
     trials = [trial for trial in wanted.values()]
     best = min(trials, key=lambda trial: trial.value or 0.0) if trials else None
     found = best is not None and any(options.values())
