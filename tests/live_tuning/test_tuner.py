@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from mutation_worlds import World
+from mutation_worlds import Quick, World
 from usp_daemon.config import ConfigError, EntryStatus, MutationFailedError
 from usp_daemon.live_tuning import (
     CampaignFailedError,
@@ -89,7 +89,7 @@ class Bench:
         self.gate = asyncio.Event()
         self.gate.set()
         self.finished = 0
-        self.ticks = None
+        self.ticks = self.disk = None
         self.crash_at = None
         self.read()
         self.new_tuner()
@@ -106,6 +106,8 @@ class Bench:
             return function(*arguments, **named)
 
         options = {} if self.ticks is None else {"ticks_fn": lambda: self.ticks}
+        if self.disk is not None:
+            options["disk"] = self.disk
         bench = self
 
         class Epochs:
@@ -262,6 +264,47 @@ async def test_killed_anywhere_it_comes_to_the_same_end(tmp_path, point, differe
         assert b.world.mutator().check({KEY: 0.6}), "not remembered as tried"
     await b.turn(30)
     assert b.world.events() == events and b.tuner.phase is Phase.IDLE
+
+
+class Dying(Quick):
+    """Dies when the configuration is put in its place: before that, or after it."""
+
+    def __init__(self, when):
+        self.when = when
+
+    def replace(self, source, target):
+        if str(target).endswith("config.toml") and self.when:
+            if self.when == "after":
+                super().replace(source, target)
+            self.when = ""
+            raise Killed
+        super().replace(source, target)
+
+
+@pytest.mark.parametrize("difference", [GOOD, WORSE])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_within_the_change_itself(tmp_path, when, difference):
+    b = await bench(tmp_path, difference=difference)
+    b.disk = Dying(when)
+    b.new_tuner()
+    await b.begin()
+    b.tuner.ask(Trigger.OPERATOR)
+    with pytest.raises(Killed):
+        await b.until(Phase.PROBATION)
+    b.disk = Dying(when) if difference == WORSE else None  # and once more, within the way back
+    await b.kill()
+    if difference == WORSE:
+        b.disk.when = ""
+        await b.until(Phase.PROBATION)
+        b.disk.when = when
+        with pytest.raises(Killed):
+            await b.until(Phase.IDLE, seconds=11.0)
+        await b.kill()
+    await b.until(Phase.IDLE)
+    events = [event for event in b.world.events() if event != "MUTATION_FAILED"]
+    assert events == (KEPT if difference == GOOD else ROLLED_BACK)
+    assert b.world.settings()[KEY] == (0.6 if difference == GOOD else 0.5)
+    assert b.world.is_whole() is True and not b.world.changes_and_undoes()
 
 
 @pytest.mark.parametrize("phase", [Phase.CAMPAIGN, Phase.DECIDED, Phase.APPLIED, Phase.PROBATION])

@@ -94,7 +94,7 @@ class Feed:
 class Service:
     """One replica with a tuner; started again on the same disk after a stop."""
 
-    def __init__(self, directory, campaign_fn, *, text="", num_partitions=1, seed=0, drift_ratio=1.1):
+    def __init__(self, directory, campaign_fn, *, text="", num_partitions=1, seed=0, drift_ratio=1.1, num_symbols=20):
         self.drift_ratio = drift_ratio
         settings = (
             f'{text}\n[tuning]\nrecord_path = "{directory}/ticks"\nprobation_settle_s = 0.2\n'
@@ -104,17 +104,17 @@ class Service:
         self.world = World(directory, settings)
         self.kafka = Kafka(group="g")
         self.broker = new_broker(num_partitions, self.kafka)
-        self.feed = Feed(self.broker, num_partitions=num_partitions, seed=seed)
+        self.feed = Feed(self.broker, num_symbols, num_partitions=num_partitions, seed=seed)
         self.disk, self.log = SharedDisk(), MemoryEpochLog()
         self.campaign_fn = campaign_fn
         self.metrics = ServiceMetrics(CollectorRegistry())
 
-    async def start(self):
+    async def start(self, predictor=None):
         loaded = self.world.source().load()
         self.stop_request, asked = StopRequest(), asyncio.Event()
         self.epochs = EpochBook(self.log, make_epoch, instance="r")
         await self.epochs.open(loaded.settings.predictor_values(), loaded.settings.predictor_hash(), loaded.base_hash)
-        self.predictor = SpreadPredictor()
+        self.predictor = predictor or SpreadPredictor()
         source = self.world.source()
         reloader = Reloader(
             source=source, started=loaded, epochs=self.epochs, check_fn=lambda settings: None,

@@ -10,6 +10,7 @@ on where it stood. What is in force is never touched by that, only by the mutato
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import time
@@ -121,6 +122,7 @@ class Tuner:
         self._saved_ns = 0
         self._told = self._told_of_waiting = ""
         self._retry_at_ns = 0
+        self._is_settled = False
 
     @property
     def phase(self) -> Phase:
@@ -148,7 +150,15 @@ class Tuner:
                     await asyncio.sleep(_RETRY_S)
                 await asyncio.sleep(self._options.turn_s)
         finally:
+            self._save_at_the_end()
             await self._stop_tasks()
+
+    def _save_at_the_end(self) -> None:
+        """The evidence since it was last written; it would come again, so a disk that refuses is no matter."""
+        if self.phase is Phase.PROBATION and self._probation is not None and self._state.probation is not None:
+            record = msgspec.structs.replace(self._state.probation, test=self._probation.saved())
+            with contextlib.suppress(OSError):
+                self._file.write(msgspec.structs.replace(self._state, probation=record))
 
     async def _begin(self) -> None:
         self._state = await self._call(self._file.read) or TunerState(last_campaign_ns=self._now_ns())
@@ -162,6 +172,10 @@ class Tuner:
         if self._now_ns() < self._retry_at_ns:
             return
         try:
+            if not self._is_settled:
+                # What a crash left of a change is completed or taken back before anything is concluded from the files.
+                await self._call(self._mutator.settle)
+                self._is_settled = True
             await {
                 Phase.IDLE: self._idle,
                 Phase.CAMPAIGN: self._search,
