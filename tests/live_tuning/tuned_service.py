@@ -110,6 +110,7 @@ class Service:
         self.metrics = ServiceMetrics(CollectorRegistry())
 
     async def start(self, predictor=None):
+        self.fed_before = self.feed.number
         loaded = self.world.source().load()
         self.stop_request, asked = StopRequest(), asyncio.Event()
         self.epochs = EpochBook(self.log, make_epoch, instance="r")
@@ -157,7 +158,7 @@ class Service:
         while not condition():
             assert not self.task.done(), self.task.exception()
             assert loop.time() < deadline, (self.tuning.tuner.state, self.world.events())
-            if self.feed.number - self.tuning.recorder.num_ticks < 500:
+            if self.feed.number - self.fed_before - self.tuning.recorder.num_ticks < 500:
                 self.feed.burst()
             await asyncio.sleep(0.002)
 
