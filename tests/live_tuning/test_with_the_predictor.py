@@ -13,8 +13,8 @@ async def test_a_real_campaign_comes_to_a_decision(tmp_path):
     request = request_for(
         tmp_path,
         meta_optimization={
-            "checkpoint_path": str(tmp_path / "campaigns"), "n_trials": 3, "n_startup_trials": 2, "batch_size": 3, "n_folds": 1,
-            "train_ratio": 0.5, "max_structures": 1,
+            "checkpoint_path": str(tmp_path / "campaigns"), "n_trials": 3, "n_startup_trials": 2, "batch_size": 3,
+            "n_folds": 1, "train_ratio": 0.5, "max_structures": 1,
         },
     )  # fmt: skip
     progress = []

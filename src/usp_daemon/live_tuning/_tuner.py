@@ -56,6 +56,7 @@ _T = TypeVar("_T")
 WAITED_FOR = frozenset({"security.allowed_mutation_rate_per_hour", "security.min_ticks_between_mutations"})
 _SAVE_S = 10.0
 _RETRY_S = 60.0
+_PATIENCE_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,8 @@ class Tuner:
         self._told = self._told_of_waiting = ""
         self._retry_at_ns = 0
         self._is_settled = False
+        self._differs_since_ns: int | None = None
+        self._differing = ""
 
     @property
     def phase(self) -> Phase:
@@ -200,8 +203,8 @@ class Tuner:
         trigger = self._due()
         if trigger is None:
             return
-        if (await self._call(self._settings_fn)).predictor_hash() != self._epochs.current.config_hash:
-            return  # a change is about to come into force, or was refused: a campaign would be for something else
+        if await self._does_file_differ():
+            return
         now_ns = self._now_ns()
         moment = datetime.fromtimestamp(now_ns / 1e9, UTC)
         number = self._state.num_campaigns + 1
@@ -215,6 +218,21 @@ class Tuner:
         await self._enter(Phase.CAMPAIGN, campaign=campaign, num_campaigns=number)
         self._asked.clear()
         await self._note(AuditEvent.CAMPAIGN_STARTED, f"campaign {campaign.name}, by {trigger.value}")
+
+    async def _does_file_differ(self) -> bool:
+        """Whether the file is not what is in force. Mostly it is about to be; where another replica has changed the
+        settings, or the file was refused, a change of the file would change more than the tuner means to.
+        """
+        in_file = (await self._call(self._settings_fn)).predictor_hash()
+        if in_file == self._epochs.current.config_hash:
+            self._differs_since_ns, self._differing = None, ""
+            return False
+        now_ns = self._now_ns()
+        self._differs_since_ns = self._differs_since_ns or now_ns
+        if now_ns - self._differs_since_ns >= _PATIENCE_S * 1e9 and self._differing != in_file:
+            self._differing = in_file  # said once
+            _log.warning("tuner_file_differs", in_file=in_file, in_force=self._epochs.current.config_hash)
+        return True
 
     def _due(self) -> Trigger | None:
         for trigger in (Trigger.OPERATOR, Trigger.DRIFT):
