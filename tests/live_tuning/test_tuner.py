@@ -588,6 +588,34 @@ async def test_a_defect_of_the_loop_does_not_end_the_service(tmp_path, caplog):
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_state_that_cannot_be_read_does_not_end_the_service_either(tmp_path):
+    b = await bench(tmp_path)
+    b.new_tuner()
+    reads = []
+
+    def refuse():
+        reads.append(True)
+        raise PermissionError("tuner.json")
+
+    b.tuner._file.read = refuse
+    running = asyncio.create_task(b.tuner.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert reads and not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_file_that_is_not_in_force_is_left_alone(tmp_path, capsys):
+    b = await bench(tmp_path)
+    b.follows = False
+    edit(b, OTHER_KEY, 0.2)  # refused, or superseded by another replica's change
+    b.world.clocks.go_on(30 * 3600)
+    await b.turn(200)
+    assert b.tuner.phase is Phase.IDLE and not b.world.events()
+    assert capsys.readouterr().out.count("tuner_file_differs") == 1
+
+
 async def test_an_entry_is_marked_in_the_history(tmp_path):
     b = await bench(tmp_path)
     await b.once_round()

@@ -109,11 +109,11 @@ class Service:
         self.campaign_fn = campaign_fn
         self.metrics = ServiceMetrics(CollectorRegistry())
 
-    async def start(self, predictor=None):
+    async def start(self, predictor=None, *, make_fn=make_epoch, key_fn=lambda *key: key):
         self.fed_before = self.feed.number
         loaded = self.world.source().load()
         self.stop_request, asked = StopRequest(), asyncio.Event()
-        self.epochs = EpochBook(self.log, make_epoch, instance="r")
+        self.epochs = EpochBook(self.log, make_fn, instance="r")
         await self.epochs.open(loaded.settings.predictor_values(), loaded.settings.predictor_hash(), loaded.base_hash)
         self.predictor = predictor or SpreadPredictor()
         source = self.world.source()
@@ -123,7 +123,7 @@ class Service:
         )  # fmt: skip
         self.tuning = LiveTuning(
             loaded.settings, self.world.source(), epochs=self.epochs, predictor=self.predictor,
-            key_fn=lambda *key: key, metrics=self.metrics, reload_fn=asked.set, who="r", campaign_fn=self.campaign_fn,
+            key_fn=key_fn, metrics=self.metrics, reload_fn=asked.set, who="r", campaign_fn=self.campaign_fn,
             drift=ScoreDrift(ratio=self.drift_ratio, fast_ticks=400, slow_ticks=8_000, min_ticks=1_500),
             turn_s=0.02, round_s=0.02,
         )  # fmt: skip
@@ -134,7 +134,7 @@ class Service:
             store=MemoryStore(self.disk, alive, random.Random(1)),
             decoder=TickDecoder(),
             epochs=self.epochs,
-            key_fn=lambda *key: key,
+            key_fn=key_fn,
             policy=RecoveryPolicy(),
             options=DaemonOptions(group="g", commit_interval_s=0.02, retry_backoff_s=0.05),
             companions={

@@ -99,6 +99,7 @@ class Probation:
         self._forks: dict[TopicPartition, _Fork] = {}
         self._released: list[int] = []
         self._next_number = 0
+        self._has_warned = False
 
     # The tap
 
@@ -181,6 +182,9 @@ class Probation:
         symbols = {symbol for each in self._source.partitions for symbol in self._source.symbols(each)}
         settings = self._settings
         most = min(settings.probation_max_symbols, self._room_fn())
+        if most < 1 and not self._has_warned:
+            self._has_warned = True
+            _log.warning("shadow_without_room", hint="the probation waits until compute.max_symbols leaves room")
         if not symbols or most < 1:
             return
         self._sample = frozenset(choose_shadow(symbols, share=settings.probation_share, max_symbols=most))

@@ -143,10 +143,13 @@ class Tuner:
 
     async def run(self) -> None:
         """Turn until cancelled. Whatever goes wrong is said and tried again: the service does not depend on it."""
+        has_begun = False
         try:
-            await self._begin()
             while True:
                 try:
+                    if not has_begun:
+                        await self._begin()
+                        has_begun = True
                     await self.turn()
                 except Exception as error:  # a defect here must not end the service, which works without a tuner
                     _log.error("tuner_failed", phase=self.phase.value, error=repr(error), exc_info=error)
