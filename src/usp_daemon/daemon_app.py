@@ -36,6 +36,7 @@ from usp_daemon.service import (
     RecoveryPolicy,
     Reloader,
     StopRequest,
+    Tap,
     TelemetryObserver,
 )
 from usp_daemon.telemetry import (
@@ -75,10 +76,10 @@ async def run_daemon(config: pathlib.Path | None) -> ExitCode:
     )
     undo_logs = route_library_logs(settings.log.level)
     stop = StopRequest()
-    reload_asked = asyncio.Event()
+    reload_asked, campaign_asked = asyncio.Event(), asyncio.Event()
     try:
-        with _signals(stop, settings, reload_asked):
-            return await _serve(source, loaded, stop, reload_asked)
+        with _signals(stop, settings, reload_asked, campaign_asked):
+            return await _serve(source, loaded, stop, reload_asked, campaign_asked)
     finally:
         undo_logs()
 
@@ -90,7 +91,11 @@ def instance_name(settings: Settings) -> str:
 
 
 async def _serve(
-    source: ConfigSource, loaded: LoadedConfig, stop: StopRequest, reload_asked: asyncio.Event
+    source: ConfigSource,
+    loaded: LoadedConfig,
+    stop: StopRequest,
+    reload_asked: asyncio.Event,
+    campaign_asked: asyncio.Event,
 ) -> ExitCode:
     settings = loaded.settings
     registry = new_registry()
@@ -158,6 +163,21 @@ async def _serve(
             reported_fn=reported,
             asked=reload_asked,
         )
+        tuning = None
+        if settings.tuning.mode != "off":
+            # Only here: the optimizer's library takes time and memory.
+            from usp_daemon.live_tuning import LiveTuning
+
+            tuning = LiveTuning(
+                settings,
+                source,
+                epochs=epochs,
+                predictor=worker,
+                key_fn=StateKey,
+                metrics=metrics,
+                reload_fn=reload_asked.set,
+                who=instance_name(settings),
+            )
         daemon = build_daemon(
             settings,
             transport=transport,
@@ -167,9 +187,14 @@ async def _serve(
             observer=observer,
             crash_fn=crash_fn,
             companions={
-                "daemon.reload": functools.partial(reloader.run, poll_interval_s=settings.io.config_poll_interval_s)
+                "daemon.reload": functools.partial(reloader.run, poll_interval_s=settings.io.config_poll_interval_s),
+                "tuner.asked": functools.partial(_pass_on, campaign_asked, None if tuning is None else tuning.ask),
+                **({} if tuning is None else tuning.companions),
             },
+            tap=None if tuning is None else tuning.tap,
         )
+        if tuning is not None:
+            tuning.attach(daemon)
         health.set_ready()
         outcome = await daemon.run(stop)
         health.set_not_ready("the service has ended")
@@ -187,6 +212,7 @@ def build_daemon(
     observer: TelemetryObserver,
     crash_fn: Callable[[str], None],
     companions: Mapping[str, Callable[[], Coroutine[Any, Any, None]]],
+    tap: Tap | None = None,
 ) -> Daemon:
     """The service over a transport, a store, a started worker and an open book of epochs."""
     delivery, service, recovery = settings.delivery, settings.service, settings.recovery
@@ -219,7 +245,19 @@ def build_daemon(
         observer=observer,
         crash_fn=crash_fn,
         companions=companions,
+        tap=tap,
     )
+
+
+async def _pass_on(asked: asyncio.Event, ask_fn: Callable[[], None] | None) -> None:
+    """Has a campaign begun whenever the operator asks for one."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        if ask_fn is None:
+            _log.warning("campaign_refused", reason='tuning.mode is "off"')
+        else:
+            ask_fn()
 
 
 @contextlib.contextmanager
@@ -379,8 +417,12 @@ async def _closed_within(worker: Worker, budget_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: StopRequest, settings: Settings, reload_asked: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT end in order, a second one hurries; SIGHUP has the configuration read again."""
+def _signals(
+    stop: StopRequest, settings: Settings, reload_asked: asyncio.Event, campaign_asked: asyncio.Event
+) -> Iterator[None]:
+    """SIGTERM and SIGINT end in order, a second one hurries; SIGHUP has the configuration read again, SIGUSR1 a
+    campaign begun.
+    """
     loop = asyncio.get_running_loop()
     last_resort: list[threading.Timer] = []
 
@@ -398,10 +440,11 @@ def _signals(stop: StopRequest, settings: Settings, reload_asked: asyncio.Event)
     loop.add_signal_handler(signal.SIGTERM, end)
     loop.add_signal_handler(signal.SIGINT, end)
     loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
+    loop.add_signal_handler(signal.SIGUSR1, campaign_asked.set)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             loop.remove_signal_handler(number)
         for timer in last_resort:
             timer.cancel()

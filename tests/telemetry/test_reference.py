@@ -19,7 +19,7 @@ FEW_VALUES = {
     *("config_hash", "predictor_hash", "version", "jax", "device", "precision"),  # of series with the value 1
 }
 # What a number counts when it has no base unit.
-COUNTED = ("_epoch", "_success", "_records", "_symbols", "_paused", "_state")
+COUNTED = ("_epoch", "_success", "_records", "_symbols", "_paused", "_state", "_ratio")
 
 
 @pytest.fixture

@@ -39,6 +39,10 @@ class AuditEvent(enum.StrEnum):
     MUTATION_ROLLED_BACK = "MUTATION_ROLLED_BACK"
     MUTATION_KEPT = "MUTATION_KEPT"  # it has passed its probation
     PROPOSAL = "PROPOSAL"  # for a person to decide; nothing was changed
+    CAMPAIGN_STARTED = "CAMPAIGN_STARTED"
+    CAMPAIGN_ENDED = "CAMPAIGN_ENDED"  # with what came of it
+    PROBATION_STARTED = "PROBATION_STARTED"  # the change is in force, and compared with what was before
+    PROBATION_ENDED = "PROBATION_ENDED"  # without a verdict; one with a verdict ends in KEPT or ROLLED_BACK
     LOG_REPAIRED = "LOG_REPAIRED"  # a line that a crash had torn was put aside
 
 

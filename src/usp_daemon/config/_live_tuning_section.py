@@ -70,6 +70,29 @@ class Tuning:
         ),
     ] = 1.2
 
+    # what counts as better
+    min_gain: Annotated[
+        float,
+        locked(
+            "Gain of score, relative to the settings in force, that a candidate must show on recorded ticks that the "
+            "search has not seen.",
+            "",
+            0.0,
+            0.5,
+            reader=_TUNER,
+        ),
+    ] = 0.01
+    holdout: Annotated[
+        float,
+        locked(
+            "Share of the recorded ticks, the newest ones, that the search does not see and its result is judged on.",
+            "",
+            0.05,
+            0.5,
+            reader=_TUNER,
+        ),
+    ] = 0.25
+
     # at what cost
     cpu_share: Annotated[
         float,
@@ -84,6 +107,16 @@ class Tuning:
     ] = 5.0
 
     # probation
+    probation_settle_s: Annotated[
+        float,
+        locked(
+            "Time that new parameters are in force before the shadow begins, in which symbols show themselves.",
+            "s",
+            0.0,
+            3600.0,
+            reader=_TUNER,
+        ),
+    ] = 30.0
     probation_share: Annotated[
         float,
         locked(

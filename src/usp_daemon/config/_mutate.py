@@ -202,6 +202,26 @@ class ConfigMutator:
                 raise MutationFailedError(f"it could not be written down: {error}") from error
             return Mutation(entry.mutation, MutationOutcome.KEPT, entry.delta, None, "", *hashes, entry.file_before)
 
+    def note(
+        self,
+        event: AuditEvent,
+        *,
+        trigger: str,
+        reason: str,
+        mutation: str = "",
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a line of what changes nothing, such as the beginning of a probation. Raises as :meth:`apply`."""
+        with self._locked():
+            try:
+                digest = self._source.load().content_hash
+            except ConfigError:
+                digest = ""
+            try:
+                self._log(event, {**self._fields(mutation, trigger, {}, evidence, digest, digest), "reason": reason})
+            except OSError as error:
+                raise MutationFailedError(f"it could not be written down: {error}") from error
+
     def mark_epoch(self, number: int) -> None:
         """Remember the present configuration as that of an epoch, so that ``rollback`` finds it by its number.
 

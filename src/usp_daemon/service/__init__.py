@@ -8,8 +8,9 @@ from ._pipeline import Pipeline, PipelineStats
 from ._recovery import RecoveryError, RecoveryPolicy
 from ._reload import Reloader
 from ._results import Answer, StepResult
-from ._stages import StatefulPredictor
+from ._stages import Exported, StatefulPredictor
 from ._stepping import Predictor
+from ._tap import LiveStep, Tap
 from ._time_units import TimeUnitGuard
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "DaemonOptions",
     "EpochBook",
     "EpochError",
+    "Exported",
+    "LiveStep",
     "Observer",
     "Outcome",
     "Pacer",
@@ -32,6 +35,7 @@ __all__ = [
     "StepResult",
     "StopRequest",
     "Switches",
+    "Tap",
     "TelemetryObserver",
     "TimeUnitGuard",
 ]

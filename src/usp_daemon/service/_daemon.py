@@ -41,6 +41,7 @@ from ._observer import Observer
 from ._partition import OwnedPartition
 from ._recovery import Recovery, RecoveryError, RecoveryPolicy
 from ._stages import Exported, Stages, StatefulPredictor
+from ._tap import Tap
 
 _log = get_logger(__name__)
 
@@ -104,7 +105,7 @@ class StopRequest:
 class Daemon(AssignmentListener):
     """One replica. Everything outside is handed in; :meth:`run` is called once, with ``epochs`` open.
 
-    ``companions`` are further tasks by name that run as long as the service works.
+    ``companions`` are further tasks by name that run as long as the service works, ``tap`` is told of live ticks.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Daemon(AssignmentListener):
         crash_fn: Callable[[str], None] = lambda point: None,
         executor: concurrent.futures.Executor | None = None,
         companions: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = types.MappingProxyType({}),
+        tap: Tap | None = None,
     ) -> None:
         self._options = options
         self._transport = transport
@@ -148,6 +150,7 @@ class Daemon(AssignmentListener):
             max_pending=options.max_queued_records,
             taken_fn=self._after_taking,
             executor=executor,
+            tap=tap,
         )
         self._committer = Committer(
             transport=transport,
@@ -191,6 +194,18 @@ class Daemon(AssignmentListener):
             for owner in self._owned.values()
             if owner.state is not PartitionState.RUNNING
         ]
+
+    def symbols(self, partition: TopicPartition) -> dict[str, Hashable]:
+        """The symbols seen in a partition that this replica runs, with the keys of their states; else none."""
+        owner = self._owned.get(partition)
+        is_running = owner is not None and owner.state is PartitionState.RUNNING
+        return self._stages.symbols(partition) if is_running else {}
+
+    async def export_states(self, partition: TopicPartition, then_fn: Callable[[Exported], None]) -> None:
+        """Give ``then_fn``, which must not wait, the states of a partition that runs, between two steps."""
+        owner = self._owned.get(partition)
+        if owner is not None and owner.state is PartitionState.RUNNING:
+            await self._stages.export(owner, then_fn)
 
     # Life
 

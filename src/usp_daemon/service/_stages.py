@@ -22,7 +22,8 @@ from ._epochs import ProgramEpoch
 from ._observer import Observer
 from ._partition import OwnedPartition
 from ._results import Answer, StepResult, encode_step
-from ._stepping import Predictor, StateKeys, step_together
+from ._stepping import Predictor, StateKeys, joined
+from ._tap import LiveStep, Tap
 
 
 class StatefulPredictor(Predictor, Protocol):
@@ -72,6 +73,7 @@ class _Stepped:
 class _Export:
     owner: OwnedPartition
     future: "asyncio.Future[Exported]"
+    then_fn: "Callable[[Exported], None]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Stages:
 
     ``max_batch`` bounds the records of one step, ``max_pending`` the answers of one partition that wait for their
     commit before it is stepped no further. ``current_fn`` says which epoch live records are answered under;
-    ``taken_fn`` is called after records left a partition's inbox.
+    ``taken_fn`` is called after records left a partition's inbox, ``tap`` after every live step.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Stages:
         taken_fn: Callable[[OwnedPartition], None],
         executor: concurrent.futures.Executor | None = None,
         depth: int = 2,
+        tap: Tap | None = None,
     ) -> None:
         self._predictor = predictor
         self._decoder = decoder
@@ -114,6 +117,7 @@ class Stages:
         self._max_pending = max_pending
         self._taken_fn = taken_fn
         self._executor = executor
+        self._tap = tap
         self._partitions: list[OwnedPartition] = []
         self._next = 0
         self._work = asyncio.Event()
@@ -125,6 +129,10 @@ class Stages:
     def num_symbols(self, partition: TopicPartition) -> int:
         """Symbols seen in a partition."""
         return self._keys.num_symbols(partition)
+
+    def symbols(self, partition: TopicPartition) -> dict[str, Hashable]:
+        """The symbols seen in a partition, with the keys of their states."""
+        return self._keys.known(partition)
 
     def add(self, owner: OwnedPartition) -> None:
         """Step this partition's records from now on."""
@@ -138,15 +146,22 @@ class Stages:
         for symbol in self._keys.forget(owner.partition):
             if self._home.get(symbol) == owner.partition:
                 del self._home[symbol]
+        if self._tap is not None:
+            self._tap.removed(owner.partition)
 
     def notify(self) -> None:
         """There may be something to do: records came, answers were committed, a partition changed its state."""
         self._work.set()
 
-    async def export(self, owner: OwnedPartition) -> Exported:
-        """The partition's states after all of its ticks that are ahead in the queue."""
+    async def export(
+        self, owner: OwnedPartition, then_fn: Callable[[Exported], None] = lambda exported: None
+    ) -> Exported:
+        """The partition's states after all of its ticks that are ahead in the queue.
+
+        ``then_fn`` is called before anything further is stepped; it must neither wait nor raise.
+        """
         future: asyncio.Future[Exported] = asyncio.get_running_loop().create_future()
-        await self._ticks.put(_Export(owner, future))
+        await self._ticks.put(_Export(owner, future, then_fn))
         return await future
 
     async def run(self) -> None:
@@ -220,13 +235,18 @@ class Stages:
                 self.stepping_since = time.monotonic()
                 self._observer.stepping(True)
                 started = time.perf_counter()
-                result = await step_together(self._predictor, self._keys, batches, items[0].epoch.parameters)
+                ticks, result = joined(self._keys, batches), None
+                if ticks is not None:
+                    result = await self._predictor.step(*ticks, parameters=items[0].epoch.parameters)
                 self.stepping_since = None
                 self._observer.stepping(False)
                 self._observer.stage("step", time.perf_counter() - started, sum(len(batch) for batch in batches))
                 for item in items:
                     item.owner.stepped_in_engine = item.raw.offsets[-1] + 1
                     item.owner.epoch = item.epoch
+                if self._tap is not None and ticks is not None and result is not None and not items[0].silent:
+                    symbols = [symbol for batch in batches for symbol in batch.symbols]
+                    self._tap.stepped(LiveStep(symbols, *ticks, result, items[0].epoch))
                 await self._results.put(_Stepped(items, batches, result))
 
     async def _export(self, request: _Export) -> None:
@@ -240,7 +260,9 @@ class Stages:
                 request.future.set_exception(error)
             raise
         if not request.future.done():
-            request.future.set_result(Exported(request.owner.stepped_in_engine, states, epoch))
+            exported = Exported(request.owner.stepped_in_engine, states, epoch)
+            request.then_fn(exported)
+            request.future.set_result(exported)
 
     def _look_for_conflict(self, partition: TopicPartition, symbol: str) -> None:
         home = self._home.setdefault(symbol, partition)

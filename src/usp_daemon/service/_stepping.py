@@ -1,7 +1,7 @@
 """Batches into the predictor, for replay and service alike."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,21 +62,39 @@ class StateKeys:
         """Symbols seen in a partition."""
         return len(self._known.get(partition, ()))
 
+    def known(self, partition: TopicPartition) -> dict[str, Hashable]:
+        """The symbols seen in a partition, with their keys; a copy."""
+        return dict(self._known.get(partition, {}))
+
     def forget(self, partition: TopicPartition) -> Iterable[str]:
         """Forget a partition; returns its symbols."""
         return self._known.pop(partition, {})
+
+
+class StepInput(NamedTuple):
+    """The ticks of several batches one after the other, as the predictor takes them."""
+
+    keys: list[Hashable]
+    values: NDArray[np.float64]
+    timestamps_ns: NDArray[np.int64]
+    record_timestamps_ns: NDArray[np.int64]
+
+
+def joined(keys: StateKeys, batches: Sequence[TickBatch]) -> StepInput | None:
+    """All ticks of ``batches``; None when there are none."""
+    if not any(map(len, batches)):
+        return None
+    return StepInput(
+        [key for batch in batches for key in keys.of(batch)],
+        np.concatenate([batch.values for batch in batches]),
+        np.concatenate([batch.timestamps_ns for batch in batches]),
+        np.concatenate([batch.record_timestamps_ns for batch in batches]),
+    )
 
 
 async def step_together(
     predictor: Predictor, keys: StateKeys, batches: Sequence[TickBatch], parameters: Any = None
 ) -> StepResult | None:
     """All ticks of ``batches`` in one call of the predictor; None when there are none."""
-    if not any(map(len, batches)):
-        return None
-    return await predictor.step(
-        [key for batch in batches for key in keys.of(batch)],
-        np.concatenate([batch.values for batch in batches]),
-        np.concatenate([batch.timestamps_ns for batch in batches]),
-        np.concatenate([batch.record_timestamps_ns for batch in batches]),
-        parameters=parameters,
-    )
+    ticks = joined(keys, batches)
+    return None if ticks is None else await predictor.step(*ticks, parameters=parameters)

@@ -77,6 +77,11 @@ class RebalanceKind(enum.StrEnum):
     LOST = "lost"
 
 
+TUNER_STATES = ("off", "idle", "campaign", "decided", "applied", "probation")
+CAMPAIGN_OUTCOMES = ("found", "proposed", "nothing", "outdated", "failed")
+TUNER_MUTATION_OUTCOMES = ("applied", "proposed", "rejected", "failed", "kept", "rolled_back", "no_verdict")
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Partition:
     """The series of one partition, looked up once, and what its gauges are worked out from when they are read."""
@@ -253,6 +258,40 @@ class ServiceMetrics:
             "What runs: version, version of JAX, device and precision.",
             ("version", "jax", "device", "precision"),
         )
+
+        declare.section("Tuner")
+        self._tuner_state = declare.gauge(
+            "usp_tuner_state", "1 for what the tuner of this replica is at, else 0.", "state", TUNER_STATES
+        )
+        self._trials = declare.counter("usp_tuner_trials_total", "Trials of campaigns that were evaluated.")
+        self._campaigns = declare.counters(
+            "usp_tuner_campaigns_total", "Campaigns by what came of them.", "outcome", CAMPAIGN_OUTCOMES
+        )
+        self._best = declare.gauge(
+            "usp_tuner_best_ratio",
+            "Best score of the last campaign so far over that of the settings in force; below 1 is better.",
+        )
+        self._mutations = declare.counters(
+            "usp_tuner_mutations_total",
+            "What became of the changes that the tuner wanted; each that was applied ends as another outcome later.",
+            "outcome",
+            TUNER_MUTATION_OUTCOMES,
+        )
+        self._probation = declare.gauge(
+            "usp_tuner_probation_ratio",
+            "Mean score on probation over that of the former parameters on the same ticks; below 1 is better.",
+        )
+        self._drift = declare.gauge(
+            "usp_tuner_drift_ratio",
+            "Recent score over the long-run one, both relative to the forecast of no change; above 1 is worse.",
+        )
+        self._not_recorded = declare.counter(
+            "usp_tuner_dropped_ticks_total", "Live ticks that recorder and drift did not see because they were behind."
+        )
+        self.record_tuner_state("off")
+        self._best.set(1.0)
+        self._probation.set(1.0)
+        self._drift.set(1.0)
         self.specs: Sequence[MetricSpec] = declare.specs
         self._per_partition = declare.per_partition
 
@@ -453,6 +492,36 @@ class ServiceMetrics:
         self._reloads.add(outcome)
         self._last_reload.set(float(outcome in ("applied", "unchanged")))
         self._reload_seconds.set(seconds)
+
+    # --- tuner
+
+    def record_tuner_state(self, state: str) -> None:
+        """The tuner is at this now."""
+        for each in TUNER_STATES:
+            self._tuner_state.labels(each).set(each == state)
+
+    def record_tuner_trials(self, num_trials: int, best: float | None) -> None:
+        """So many trials were evaluated; the best of the campaign scores ``best``, relative to what is in force."""
+        self._trials.inc(num_trials)
+        if best is not None:
+            self._best.set(best)
+
+    def record_tuner_campaign(self, outcome: str) -> None:
+        """A campaign ended."""
+        self._campaigns.add(outcome)
+
+    def record_tuner_mutation(self, outcome: str) -> None:
+        """Something became of a change that the tuner wanted."""
+        self._mutations.add(outcome)
+
+    def record_probation(self, ratio: float) -> None:
+        """How the parameters on probation do, relative to the former ones."""
+        self._probation.set(ratio)
+
+    def record_drift(self, ratio: float, num_dropped: int) -> None:
+        """How the score does, relative to the long run, and how many more ticks were not seen."""
+        self._drift.set(ratio)
+        self._not_recorded.inc(num_dropped)
 
     def record_build(self, *, version: str, jax: str, device: str, precision: str) -> None:
         """This is what runs."""
