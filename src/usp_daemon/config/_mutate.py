@@ -218,7 +218,8 @@ class ConfigMutator:
             except ConfigError:
                 digest = ""
             try:
-                self._log(event, {**self._fields(mutation, trigger, {}, evidence, digest, digest), "reason": reason})
+                fields = self._writer.fields(mutation, trigger, {}, evidence, digest, digest)
+                self._writer.log(event, {**fields, "reason": reason})
             except OSError as error:
                 raise MutationFailedError(f"it could not be written down: {error}") from error
 
