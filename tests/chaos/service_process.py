@@ -63,6 +63,7 @@ class ServiceProcess:
             "USP_IO__SNAPSHOT_INTERVAL_S": "2.0",
             "USP_HTTP__PORT": str(self.port),
             "USP_LOG__FORMAT": "json",
+            "USP_TUNING__MODE": "off",  # what is compared must not change by itself
         } | {name: str(value) for name, value in overrides.items()}
         self.process = None
         self.starts = 0
