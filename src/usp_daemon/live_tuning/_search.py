@@ -73,7 +73,7 @@ def run_campaign(
         best = None if progress.best_number is None else progress.best_value
         progress_fn(CampaignProgress(num_trials=told, num_total=progress.num_total, best_value=best))
 
-    config = replaced(load_meta_optimization_config(settings), seed=request.seed)
+    config = replaced(load_meta_optimization_config(settings), seed=request.seed, **_fixed_structure(request, settings))
     _remove_old(pathlib.Path(config.checkpoint_path), request.name)
     optimizer = BayesianMetaOptimizer(search, config, settings, study_name=request.name, progress_fn=tell)
     optimizer.optimize(total_trials=config.total_trials(config.tier))
@@ -83,6 +83,14 @@ def run_campaign(
     with contextlib.suppress(OSError):
         os.unlink(request.history)
     return decision
+
+
+def _fixed_structure(request: CampaignRequest, settings: Settings) -> dict[str, Value]:
+    """Where nothing may come of another structure, none is searched: each costs a compilation."""
+    if ParameterClass.STRUCTURAL.value in (*request.applies, *request.proposes):
+        return {}
+    structural = [n for n, p in SPECS_BY_NAME.items() if SPECS[p].key.parameter_class is ParameterClass.STRUCTURAL]
+    return {f"{name}_{end}": settings[SPECS_BY_NAME[name]] for name in structural for end in ("min", "max")}
 
 
 SPECS_BY_NAME = {
