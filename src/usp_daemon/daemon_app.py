@@ -22,6 +22,7 @@ from usp_daemon.config import (
     LoadedConfig,
     ReloadOutcome,
     ReloadReport,
+    RunningDaemon,
     SeenBase,
     Settings,
     parse_settings,
