@@ -1,4 +1,4 @@
-"""The daemon retunes itself beside a real broker, is killed in the middle of a campaign, and goes on with it."""
+"""The daemon beside a real broker is asked for a campaign, is killed in the middle of it, and goes on with it."""
 
 import asyncio
 import json
@@ -18,9 +18,6 @@ schedule_hours = 0.0
 cpu_share = 8.0
 min_gain = 0.0
 holdout = 0.25
-probation_settle_s = 1.0
-probation_min_ticks = 64
-probation_max_ticks = 200
 
 [meta_optimization]
 n_trials = 12
@@ -34,7 +31,6 @@ max_structures = 1
 min_ticks_between_mutations = 0
 """
 TIMEOUT_S = 400.0
-VERDICTS = ("MUTATION_KEPT", "MUTATION_ROLLED_BACK")
 
 
 def audit(replica):
@@ -61,9 +57,7 @@ async def until(condition, replica):
         await asyncio.sleep(0.1)
 
 
-async def test_a_campaign_survives_a_kill_and_its_result_is_proved_live(
-    kafka_bootstrap_servers, topic_name, make_replica
-):
+async def test_a_campaign_ends_with_the_daemon_and_goes_on_with_it(kafka_bootstrap_servers, topic_name, make_replica):
     servers, prefix = kafka_bootstrap_servers, topic_name("tuned")
     topic = f"{prefix}.ticks"
     await create_topics(servers, prefix, ("tuned",))
@@ -74,8 +68,8 @@ async def test_a_campaign_survives_a_kill_and_its_result_is_proved_live(
     others = set(campaign_processes())
     replica.start()
     assert await replica.wait_ready(holding=NUM_PARTITIONS), replica.tail()
-    records = list(seeded_ticks(11, 20_000))
-    await produce(servers, topic, records[:8_000], per_second=2_000)
+    records = list(seeded_ticks(11, 8_000))
+    await produce(servers, topic, records, per_second=2_000)
     await wait_answered(servers, replica)
     await asyncio.sleep(2.0)  # the recorder writes once a second
 
@@ -94,12 +88,5 @@ async def test_a_campaign_survives_a_kill_and_its_result_is_proved_live(
     assert ended["evidence"]["trials"] == 12
     seen = [event["num_trials"] for event in replica.events("tuner_progress")]
     assert seen == sorted(seen) and len(seen) == len(set(seen)), f"trials were evaluated again: {seen}"
-    if ": found" in ended["reason"]:
-        place = 8_000
-        while not any(line["event"] in VERDICTS for line in audit(replica)):
-            assert place < len(records), audit(replica)
-            await produce(servers, topic, records[place : place + 500], per_second=500)
-            place += 500
     assert await replica.stop() == 0, replica.tail()
     assert not replica.events("tuner_failed") and not replica.events("recorder_failed"), replica.tail()
-    print([line["event"] for line in audit(replica)], ended["reason"], ended["evidence"])

@@ -142,10 +142,12 @@ def decide(
     trials = [trial for trial in wanted.values()]
     best = min(trials, key=lambda trial: trial.value or 0.0) if trials else None
     found = best is not None and any(options.values())
-    reason = "better on ticks that the search had not seen" if good else (
-        "what was best in the search was not better on ticks that it had not seen" if found
-        else "no trial was better than the settings in force"
-    )  # fmt: skip
+    if apply is not None or propose is not None:
+        reason = "better on ticks that the search had not seen"
+    elif found:
+        reason = "what was best in the search was not better by enough on ticks that it had not seen"
+    else:
+        reason = "no trial was better than the settings in force"
     evidence: dict[str, Any] = {
         "campaign": request.name,
         "trials": num_trials,
