@@ -110,6 +110,14 @@ def test_propose_only_applies_nothing(tmp_path):
     assert not decision.apply and decision.propose[KEY] == pytest.approx(BEST, abs=0.1)
 
 
+def test_no_structure_is_searched_where_nothing_may_come_of_it(tmp_path):
+    record(tmp_path / "ticks")
+    seen = []
+    decision, _ = run(request_for(tmp_path, proposes=()), seen, depth_gain=0.4)
+    assert {each["log_sig_depth"] for each in seen[0].asked} == {3}
+    assert decision.apply and not decision.propose
+
+
 def test_too_few_ticks(tmp_path):
     request = request_for(tmp_path)
     with pytest.raises(CampaignFailedError, match="no ticks are recorded"):

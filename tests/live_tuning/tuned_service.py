@@ -151,8 +151,8 @@ class Service:
         await self.task
         await self.epochs.close()
 
-    async def run_until(self, condition, timeout_s=60.0):
-        """Feed until ``condition()``; what is behind is answered first."""
+    async def run_until(self, condition, timeout_s=60.0, pause_s=0.002):
+        """Feed, a burst every ``pause_s`` at the most, until ``condition()``; what is behind is answered first."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while not condition():
@@ -160,7 +160,7 @@ class Service:
             assert loop.time() < deadline, (self.tuning.tuner.state, self.world.events())
             if self.feed.number - self.fed_before - self.tuning.recorder.num_ticks < 500:
                 self.feed.burst()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(pause_s)
 
     def count(self, event):
         return self.world.events().count(event)

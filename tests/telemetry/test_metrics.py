@@ -271,3 +271,38 @@ def report_everything(metrics: ServiceMetrics, partition: TopicPartition) -> Non
     metrics.record_migration(5)
     metrics.record_reload("refused", 0.01)
     metrics.record_build(version="1", jax="2", device="cpu", precision="float64")
+    metrics.record_tuner_state("campaign")
+    metrics.record_tuner_trials(8, 0.93)
+    metrics.record_tuner_campaign("found")
+    metrics.record_tuner_mutation("applied")
+    metrics.record_probation(0.97)
+    metrics.record_drift(1.1, 5)
+
+
+def test_the_tuner_is_in_one_state_and_counts_by_outcome() -> None:
+    registry = CollectorRegistry()
+    metrics = ServiceMetrics(registry)
+    assert registry.get_sample_value("usp_tuner_state", {"state": "off"}) == 1.0
+    metrics.record_tuner_state("probation")
+    states = {s.labels["state"]: s.value for family in registry.collect() for s in family.samples
+              if s.name == "usp_tuner_state"}  # fmt: skip
+    assert states.pop("probation") == 1.0 and set(states.values()) == {0.0} and len(states) == 5
+    metrics.record_tuner_trials(8, None)
+    metrics.record_tuner_trials(8, 0.93)
+    metrics.record_tuner_campaign("found")
+    metrics.record_tuner_mutation("rolled_back")
+    metrics.record_probation(1.07)
+    metrics.record_drift(1.3, 5)
+    found = {
+        name: registry.get_sample_value(name, labels)
+        for name, labels in (
+            ("usp_tuner_trials_total", {}),
+            ("usp_tuner_best_ratio", {}),
+            ("usp_tuner_campaigns_total", {"outcome": "found"}),
+            ("usp_tuner_mutations_total", {"outcome": "rolled_back"}),
+            ("usp_tuner_probation_ratio", {}),
+            ("usp_tuner_drift_ratio", {}),
+            ("usp_tuner_dropped_ticks_total", {}),
+        )
+    }
+    assert list(found.values()) == [16.0, 0.93, 1.0, 1.0, 1.07, 1.3, 5.0]

@@ -22,6 +22,7 @@ _log = get_logger(__name__)
 
 _MAX_QUEUED_TICKS = 100_000
 _SCORED_SYMBOLS = 64
+_KNOWN_SYMBOLS = 200_000
 _PURPOSE = "drift"
 
 
@@ -113,10 +114,12 @@ class Recorder:
         """Whether the score has drifted, by the ticks of the symbols that are scored."""
         quantiles = step.result.columns["quantiles"]
         symbols, forecasts, values, befores = [], [], [], []
-        for row in np.flatnonzero(accepted).tolist():
-            symbol = step.symbols[row]
-            if not self._is_scored(symbol):
+        for symbol in set(step.symbols) - self._hashes.keys():
+            self._consider(symbol)
+        for row in [row for row, symbol in enumerate(step.symbols) if symbol in self._scored]:
+            if not accepted[row]:
                 continue
+            symbol = step.symbols[row]
             value = float(step.values[row])
             before = self._before.get(symbol)
             self._before[symbol] = (np.array(quantiles[row], np.float64), value)
@@ -131,19 +134,15 @@ class Recorder:
         errors = np.abs(np.asarray(values) - np.asarray(befores))
         return self._drift.update(symbols, scores.tolist(), errors.tolist())
 
-    def _is_scored(self, symbol: str) -> bool:
-        if symbol in self._scored:
-            return True
-        if symbol in self._hashes:
-            return False
-        if len(self._hashes) > 200_000:  # somebody makes names up
-            self._hashes.clear()
+    def _consider(self, symbol: str) -> None:
+        """Score a symbol that is new, if its hash is among the lowest."""
+        if len(self._hashes) > _KNOWN_SYMBOLS:  # somebody makes names up
+            self._hashes = dict(self._scored)
         own = self._hashes[symbol] = symbol_hash(symbol, _PURPOSE)
         if len(self._scored) >= self._max_scored:
             last = max(self._scored, key=lambda name: self._scored[name])
             if own >= self._scored[last]:
-                return False
+                return
             del self._scored[last]
             self._before.pop(last, None)
         self._scored[symbol] = own
-        return True

@@ -73,7 +73,7 @@ def run_campaign(
         best = None if progress.best_number is None else progress.best_value
         progress_fn(CampaignProgress(num_trials=told, num_total=progress.num_total, best_value=best))
 
-    config = replaced(load_meta_optimization_config(settings), seed=request.seed)
+    config = replaced(load_meta_optimization_config(settings), seed=request.seed, **_fixed_structure(request, settings))
     _remove_old(pathlib.Path(config.checkpoint_path), request.name)
     optimizer = BayesianMetaOptimizer(search, config, settings, study_name=request.name, progress_fn=tell)
     optimizer.optimize(total_trials=config.total_trials(config.tier))
@@ -83,6 +83,14 @@ def run_campaign(
     with contextlib.suppress(OSError):
         os.unlink(request.history)
     return decision
+
+
+def _fixed_structure(request: CampaignRequest, settings: Settings) -> dict[str, Value]:
+    """Where nothing may come of another structure, none is searched: each costs a compilation."""
+    if ParameterClass.STRUCTURAL.value in (*request.applies, *request.proposes):
+        return {}
+    structural = [n for n, p in SPECS_BY_NAME.items() if SPECS[p].key.parameter_class is ParameterClass.STRUCTURAL]
+    return {f"{name}_{end}": settings[SPECS_BY_NAME[name]] for name in structural for end in ("min", "max")}
 
 
 SPECS_BY_NAME = {
@@ -134,10 +142,12 @@ def decide(
     trials = [trial for trial in wanted.values()]
     best = min(trials, key=lambda trial: trial.value or 0.0) if trials else None
     found = best is not None and any(options.values())
-    reason = "better on ticks that the search had not seen" if good else (
-        "what was best in the search was not better on ticks that it had not seen" if found
-        else "no trial was better than the settings in force"
-    )  # fmt: skip
+    if apply is not None or propose is not None:
+        reason = "better on ticks that the search had not seen"
+    elif found:
+        reason = "what was best in the search was not better by enough on ticks that it had not seen"
+    else:
+        reason = "no trial was better than the settings in force"
     evidence: dict[str, Any] = {
         "campaign": request.name,
         "trials": num_trials,
