@@ -43,7 +43,7 @@ DOCUMENTS = st.dictionaries(
 )
 VARIABLES = st.dictionaries(
     st.sampled_from([spec.variable for spec in SPECS.values()]) | st.text(max_size=10).map(lambda text: f"USP_{text}"),
-    st.text(max_size=20) | st.floats().map(str) | st.integers().map(str),
+    st.text(max_size=20) | st.floats().map(str) | st.integers(-(10**400), 10**400).map(str),
     max_size=4,
 )
 
