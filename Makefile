@@ -17,7 +17,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --for
 	--generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop install-cuda demo kafka test chaos soak lint format bench docs lock clean
+.PHONY: help install develop install-cuda demo kafka test chaos proofs soak lint format bench docs lock clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -59,6 +59,9 @@ test: develop  ## the whole test suite
 
 chaos: develop  ## kills, zombies, rebalances, broker faults and fuzzed input in their full forms: about an hour
 	USP_CHAOS=full USP_REQUIRE_KAFKA=1 $(BIN)/python -m pytest -n 0 -s tests/chaos $(PYTEST_ARGS)
+
+proofs: develop  ## tests that take minutes each and that `make test` leaves out
+	USP_REQUIRE_KAFKA=1 $(BIN)/python -m pytest -n 0 -m long $(PYTEST_ARGS)
 
 soak: develop  ## an hour at 80 % of the measured rate, then overload; also SOAK_ARGS="--seconds 600"
 	$(BIN)/python tests/chaos/soak.py $(SOAK_ARGS)

@@ -10,7 +10,7 @@ import time
 import pytest
 from service_process import NUM_PARTITIONS, create_topics, produce, seeded_ticks, wait_answered
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.long]
 
 CONFIG = """
 [tuning]

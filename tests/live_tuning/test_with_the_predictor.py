@@ -33,6 +33,7 @@ async def test_a_real_campaign_comes_to_a_decision(tmp_path):
     assert (tmp_path / "campaigns" / "live-test-1.journal").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes", [{"orchestration.volatility_alpha": 0.12}, {"kernels.log_sig_depth": 2}], ids=["traced", "structural"]
 )

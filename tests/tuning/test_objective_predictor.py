@@ -55,6 +55,7 @@ def plain_losses(values: np.ndarray, config: core.PredictorConfig) -> tuple[np.n
     return np.asarray(losses), np.asarray(accepted)
 
 
+@pytest.mark.long
 def test_values_are_those_of_a_plain_loop_over_the_step() -> None:
     candidates = [{"kernel_ridge_lambda": 1e-3}, {"volatility_alpha": 0.3, "learning_rate": 0.01}]
     found = judge().evaluate_batch(candidates)
@@ -162,6 +163,7 @@ def traced_values() -> dict[str, tuple[float, ...]]:
     return {one.name: (*values[2 * k], *values[2 * k + 1]) for k, one in enumerate(SPACE.traced)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("one", SPACE.traced, ids=lambda one: one.name)
 def test_every_traced_parameter_moves_the_objective(one) -> None:  # type: ignore[no-untyped-def]
     values = traced_values()[one.name]
@@ -169,6 +171,7 @@ def test_every_traced_parameter_moves_the_objective(one) -> None:  # type: ignor
     assert max(abs(value - 1.0) for value in values) > 1e-9, f"{one.name} does nothing: {values}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "candidate", [{"log_sig_depth": 2}, {"dgm_width_size": 32}, {"dgm_depth": 2}], ids=lambda one: next(iter(one))
 )

@@ -57,8 +57,8 @@ def run_campaign(
     history = _history(request)
     plan = FoldPlan.from_settings(settings)
     # The embargo is part of the campaign's identity; it is the same in the search and in the judgement.
-    plan = FoldPlan(train_ratio=plan.train_ratio, n_folds=plan.n_folds, embargo=section.embargo_ticks)
-    last = FoldPlan(train_ratio=1.0 - holdout, n_folds=1, embargo=section.embargo_ticks)
+    plan = FoldPlan(train_ratio=plan.train_ratio, n_folds=plan.n_folds, n_validation=0, embargo=section.embargo_ticks)
+    last = FoldPlan(train_ratio=1.0 - holdout, n_folds=1, n_validation=0, embargo=section.embargo_ticks)
     try:
         search = evaluator_fn(history.head(1.0 - holdout), settings, plan)
         judge = evaluator_fn(history, settings, last)
