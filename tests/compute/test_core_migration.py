@@ -10,7 +10,7 @@ from usp_daemon.core import PredictorConfig
 
 from .fake_program import same_bits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 OLD = PredictorConfig()
 SMALLER = dataclasses.replace(

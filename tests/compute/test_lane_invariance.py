@@ -41,7 +41,7 @@ def assert_lanes_agree(engine: Engine, values: np.ndarray, stamps: np.ndarray) -
 
     def step(shift: int) -> list[np.ndarray]:
         rolled = tuple(jax.device_put(np.roll(array, shift, axis=0), may_alias=False) for array in before)
-        arrays, result = programs.advance(rolled, np.roll(values, shift), whole, engine._vectors)
+        arrays, result = programs.advance(rolled, np.roll(values, shift), whole, engine._parameters.vectors)
         return [np.roll(np.asarray(array), -shift, axis=0) for array in (*arrays, *result)]
 
     expected = step(0)

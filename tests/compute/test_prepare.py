@@ -166,6 +166,7 @@ async def test_the_process_ends_with_its_parent(worker, spawned):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_the_predictor_itself(spawned):
     worker = Worker(PredictorConfig(), device="cpu")
     await worker.start()

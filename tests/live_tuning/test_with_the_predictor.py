@@ -15,6 +15,7 @@ from usp_daemon.service import Observer
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 async def test_a_real_campaign_comes_to_a_decision(tmp_path):
     record(tmp_path / "ticks", count=700)
     request = request_for(
