@@ -10,10 +10,11 @@ import msgspec
 from usp_daemon.config import Value
 
 from ._campaign import Campaign
+from ._decision import Decision
 from ._importance import MIN_TRIALS, parameter_importance
 from ._progress import StopReason, best_of, is_out_of_patience, last_improvement
 from ._sampling import structure_fn_of
-from ._search_space import path_of
+from ._space import path_of
 from ._trials import TrialRecord
 
 _RULE = "=" * 80
@@ -49,6 +50,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     patience_trials: int
     is_out_of_patience: bool
     stop_reason: str | None
+    decision: Decision | None
     importance: dict[str, float] | None
     structures: tuple[StructureSummary, ...]
     audit: tuple[dict[str, Any], ...] = ()
@@ -61,6 +63,7 @@ def summarise(
     patience_trials: int = 0,
     min_improvement: float = 0.0,
     stop_reason: StopReason | None = None,
+    decision: Decision | None = None,
     audit: Sequence[Mapping[str, Any]] = (),
 ) -> Summary:
     """Everything that the reports show."""
@@ -92,6 +95,7 @@ def summarise(
         patience_trials=patience_trials,
         is_out_of_patience=is_out_of_patience(settled, patience_trials, min_improvement),
         stop_reason=str(stop_reason) if stop_reason is not None else None,
+        decision=decision,
         importance=parameter_importance(records, campaign.distributions(), seed=campaign.seed % 2**32),
         structures=_structures(campaign, records),
         audit=tuple(dict(entry) for entry in audit),
@@ -119,7 +123,7 @@ def text_of(summary: Summary) -> str:
         lines.append(f"Best Value: {summary.best_value:.6f} (trial {summary.best_number})")
         if summary.base_value is not None:
             lines.append(f"Settings At The Start: {summary.base_value:.6f} (trial 0)")
-    lines += ["", *_parameters(summary), "", *_importance(summary), "", *_convergence(summary)]
+    lines += ["", *_decision(summary), "", *_parameters(summary), "", *_importance(summary), "", *_convergence(summary)]
     if summary.structures and summary.structures[0].params:
         lines += ["", "Structures Visited:"]
         for structure in summary.structures:
@@ -130,10 +134,21 @@ def text_of(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def verdict_of(summary: Summary) -> str:
+    """What to do, in a line."""
+    if summary.decision is None:
+        return "not yet: the best trial was not judged on ticks that the search has not seen"
+    if summary.decision.adopted:
+        return f"adopt these: {summary.decision.reason}"
+    return f"keep the default: no candidate proved itself on ticks it was not chosen on ({summary.decision.reason})"
+
+
 def proposal_of(summary: Summary) -> str:
-    """The best trial's changes as TOML, the old values beside them; a comment only where there is nothing better."""
+    """The best trial's changes as TOML, the old values beside them; a comment only where nothing is to be adopted."""
     if summary.best_value is None or not summary.changes:
         return f"# {summary.study_name}: no trial is better than the settings at the start\n"
+    if summary.decision is not None and not summary.decision.adopted:
+        return f"# {summary.study_name}: {verdict_of(summary)}\n"
     sections: dict[str, list[str]] = {}
     for path, (old, new) in summary.changes.items():
         section, _, name = path.partition(".")
@@ -141,6 +156,7 @@ def proposal_of(summary: Summary) -> str:
     head = f"# {summary.study_name}, trial {summary.best_number}: value {summary.best_value:.6f}"
     if summary.base_value is not None:
         head += f", the settings at the start: {summary.base_value:.6f}"
+    head += f"\n# {verdict_of(summary)}"
     body = "\n\n".join("\n".join([f"[{section}]", *lines]) for section, lines in sections.items())
     return f"{head}\n{body}\n"
 
@@ -163,6 +179,17 @@ def _structures(campaign: Campaign, records: Sequence[TrialRecord]) -> tuple[Str
         )
     summaries.sort(key=lambda summary: (summary.best_value is None, summary.best_value or 0.0))
     return tuple(summaries)
+
+
+def _decision(summary: Summary) -> list[str]:
+    lines = [f"Decision: {verdict_of(summary)}"]
+    decision = summary.decision
+    if decision is not None and decision.gain is not None and decision.standard_error is not None:
+        lines.append(
+            f"    gain on the ticks kept from the search: {decision.gain:.2%} +- {decision.standard_error:.2%} "
+            f"({decision.num_blocks} blocks)"
+        )
+    return lines
 
 
 def _parameters(summary: Summary) -> list[str]:
