@@ -110,6 +110,20 @@ def test_the_best_feasible_candidate_is_the_one_that_is_tested() -> None:
     assert source.evaluated == [{"x": 3.0}]  # its sums were not there: they are those of an earlier process
 
 
+def test_the_next_best_are_tested_where_the_best_fails_and_no_more_than_three() -> None:
+    base = drawn(0)
+    values = {1.0: 0.6, 2.0: 0.7, 3.0: 0.8, 4.0: 0.9}
+    candidates = [{"x": x} for x in values]
+    evaluations = [Evaluation(value) for value in values.values()]
+    cards = {x: card(1.1 * base) for x in values}
+    third = Source(card(base), {**cards, 3.0: card(0.9 * base)})
+    assert decide(candidates, evaluations, third).candidate == {"x": 3.0}
+    fourth = Source(card(base), {**cards, 4.0: card(0.9 * base)})
+    decision = decide(candidates, evaluations, fourth)
+    assert not decision.adopted and decision.candidate == {"x": 1.0}, "the reason is that of the best"
+    assert fourth.evaluated == [{"x": 1.0}, {"x": 2.0}, {"x": 3.0}]
+
+
 def test_reasons_to_stay() -> None:
     base = drawn(0)
     source = Source(card(base), {})

@@ -242,8 +242,8 @@ class MetaOptimization:
             0.5,
             reader=Reader.TUNER,
         ),
-    ] = 0.01
+    ] = 0.005
     min_standard_errors: Annotated[
         float,
         locked("How many times its standard error that gain must be.", "", 0.0, 10.0, reader=Reader.TUNER),
-    ] = 1.0
+    ] = 0.5

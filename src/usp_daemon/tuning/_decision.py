@@ -1,7 +1,7 @@
 """Whether the best candidate is good enough to be adopted: a test on folds that the search has not seen.
 
 The best of many candidates looks better than it is, the more so the more were tried and the less they differ. Hence the
-search is shown the first folds only, one candidate is chosen by them, and that one must prove itself on the last folds.
+search is shown the first folds only, few candidates are chosen by them, and one must prove itself on the last folds.
 """
 
 import math
@@ -18,6 +18,8 @@ from ._evaluation import Evaluation
 from ._scorecard import Scorecard
 
 _DEFAULTS = MetaOptimization()
+# So many are tested, best first: one may fail for its alarms, or because it suited the selection folds alone.
+NUM_FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class DecisionRule:
     """What a candidate must show on the validation folds: at least ``min_gain`` less loss (a share of the base's), and
     so many standard errors of it, ``min_t``.
 
-    One candidate is tested, chosen on other ticks, so nothing has to be corrected for many trials. What passes by
-    chance meets live probation.
+    Few candidates are tested, chosen on other ticks, so nothing is corrected for many trials. What passes by chance
+    meets live probation.
     """
 
     min_gain: float = _DEFAULTS.min_gain
@@ -89,7 +91,7 @@ def decide(
     *,
     rule: DecisionRule | None = None,
 ) -> Decision:
-    """Test the best feasible candidate on the validation folds; else the base stays.
+    """Test the best feasible candidates on the validation folds, best first, until one passes; else the base stays.
 
     Args:
       candidates: what was tried, in any order.
@@ -107,11 +109,19 @@ def decide(
     ]
     if not usable:
         return Decision(False, "no candidate is feasible")
-    best = min(usable, key=lambda index: evaluations[index].value)
-    chosen, value = candidates[best], evaluations[best].value
-    if value >= 1.0:
-        return Decision(False, "no candidate is better than the settings in force", selection_value=value)
-    return prove(chosen, source, rule=rule, selection_value=value)
+    usable.sort(key=lambda index: evaluations[index].value)
+    finalists = [index for index in usable if evaluations[index].value < 1.0][:NUM_FINALISTS]
+    if not finalists:
+        best = evaluations[usable[0]].value
+        return Decision(False, "no candidate is better than the settings in force", selection_value=best)
+    first: Decision | None = None
+    for index in finalists:
+        verdict = prove(candidates[index], source, rule=rule, selection_value=evaluations[index].value)
+        if verdict.adopted:
+            return verdict
+        first = first or verdict
+    assert first is not None
+    return first
 
 
 def prove(
