@@ -75,7 +75,7 @@ def test_a_gain_that_one_block_makes_may_be_chance() -> None:
     mine = base.copy()
     mine[0, SELECTION, 0] *= 0.5
     mine[0, SELECTION, 1:3] *= 1.1
-    decision = outcome(mine, base)
+    decision = outcome(mine, base, min_t=1.0)
     assert decision.gain > 0.01
     assert not decision.adopted and "may be chance" in decision.reason
     assert outcome(mine, base, min_t=0.1).adopted
