@@ -39,7 +39,7 @@ from ._table import Row, format_columns, format_rows
 FIGURES = {Tier.FAST: "< 120", Tier.DEEP: "< 3,600"}
 SECOND = 1_000_000_000
 # Of the tuned part of a series: short series leave too little after the settings' own train_ratio and embargo.
-GAIN_PLAN = FoldPlan(train_ratio=0.3, embargo=10, min_test=30)
+GAIN_PLAN = FoldPlan(train_ratio=0.2, embargo=10, min_test=30)
 
 
 def synthetic(num_ticks: int, num_symbols: int) -> History:

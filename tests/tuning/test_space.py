@@ -64,11 +64,11 @@ def test_every_parameter_is_drawn_within_its_range_and_its_key_takes_it(one) -> 
         assert isinstance(drawn, CategoricalDistribution if spec.key.power_of_two else IntDistribution)
 
 
-def test_beside_the_specification_s_a_quarter_to_four_times_the_default_is_searched() -> None:
+def test_beside_the_specification_s_an_eighth_to_eight_times_the_default_is_searched() -> None:
     for one in parameters_of("wide")[23:]:
         drawn, default = one.distribution(DEFAULT), float(SPECS[one.path].default)  # type: ignore[arg-type]
         assert isinstance(drawn, FloatDistribution) and drawn.log and not one.is_structural
-        assert (drawn.low, drawn.high) == pytest.approx((default / 4, default * 4))
+        assert (drawn.low, drawn.high) == pytest.approx((default / 8, default * 8))
 
 
 def test_the_ranges_are_the_settings_own() -> None:

@@ -91,20 +91,20 @@ class MetaOptimization:
     holder_threshold_max: Annotated[float, _greatest("holder_threshold")] = 0.65
 
     # beside the specification's 23
-    kernel_a_memory_ticks_min: Annotated[float, _least("kernel_a_memory_ticks")] = 250.0
-    kernel_a_memory_ticks_max: Annotated[float, _greatest("kernel_a_memory_ticks")] = 4000.0
-    kernel_a_bandwidth_min: Annotated[float, _least("kernel_a_bandwidth")] = 0.25
-    kernel_a_bandwidth_max: Annotated[float, _greatest("kernel_a_bandwidth")] = 4.0
-    anchor_threshold_min: Annotated[float, _least("anchor_threshold")] = 0.25
-    anchor_threshold_max: Annotated[float, _greatest("anchor_threshold")] = 4.0
-    anchor_memory_ticks_min: Annotated[float, _least("anchor_memory_ticks")] = 125.0
-    anchor_memory_ticks_max: Annotated[float, _greatest("anchor_memory_ticks")] = 2000.0
-    confidence_power_min: Annotated[float, _least("confidence_power")] = 2.0
-    confidence_power_max: Annotated[float, _greatest("confidence_power")] = 32.0
-    calibration_rate_min: Annotated[float, _least("calibration_rate")] = 0.005
-    calibration_rate_max: Annotated[float, _greatest("calibration_rate")] = 0.08
-    scale_memory_ticks_min: Annotated[float, _least("scale_memory_ticks")] = 50.0
-    scale_memory_ticks_max: Annotated[float, _greatest("scale_memory_ticks")] = 800.0
+    kernel_a_memory_ticks_min: Annotated[float, _least("kernel_a_memory_ticks")] = 125.0
+    kernel_a_memory_ticks_max: Annotated[float, _greatest("kernel_a_memory_ticks")] = 8000.0
+    kernel_a_bandwidth_min: Annotated[float, _least("kernel_a_bandwidth")] = 0.125
+    kernel_a_bandwidth_max: Annotated[float, _greatest("kernel_a_bandwidth")] = 8.0
+    anchor_threshold_min: Annotated[float, _least("anchor_threshold")] = 0.125
+    anchor_threshold_max: Annotated[float, _greatest("anchor_threshold")] = 8.0
+    anchor_memory_ticks_min: Annotated[float, _least("anchor_memory_ticks")] = 62.5
+    anchor_memory_ticks_max: Annotated[float, _greatest("anchor_memory_ticks")] = 4000.0
+    confidence_power_min: Annotated[float, _least("confidence_power")] = 1.0
+    confidence_power_max: Annotated[float, _greatest("confidence_power")] = 64.0
+    calibration_rate_min: Annotated[float, _least("calibration_rate")] = 0.0025
+    calibration_rate_max: Annotated[float, _greatest("calibration_rate")] = 0.16
+    scale_memory_ticks_min: Annotated[float, _least("scale_memory_ticks")] = 25.0
+    scale_memory_ticks_max: Annotated[float, _greatest("scale_memory_ticks")] = 1600.0
 
     # budget
     default_tier: Annotated[

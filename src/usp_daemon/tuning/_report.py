@@ -31,7 +31,10 @@ class StructureSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report says, as data. ``importance`` is None with fewer than 20 complete trials."""
+    """What a report says, as data. ``importance`` is None with fewer than 20 complete trials.
+
+    What is proposed is the trial that was decided for, which need not be the best; the best as long as nothing was.
+    """
 
     study_name: str
     tier: str
@@ -44,6 +47,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     best_number: int | None
     best_params: dict[str, Any]
     changes: dict[str, tuple[Any, Any]]
+    proposed_number: int | None
+    proposed_value: float | None
+    proposed_changes: dict[str, tuple[Any, Any]]
     base_value: float | None
     last_improvement: int | None
     trials_since_improvement: int | None
@@ -72,6 +78,9 @@ def summarise(
     counts = Counter(record.state for record in records)
     improved = last_improvement(settled, min_improvement)
     candidate = best.candidate if best is not None else {}
+    proposed = best
+    if decision is not None and decision.adopted:
+        proposed = next((record for record in records if record.candidate == decision.candidate), None)
     first = next((record for record in records if record.number == 0), None)
     return Summary(
         study_name=campaign.name,
@@ -84,11 +93,10 @@ def summarise(
         best_value=best.value if best is not None else None,
         best_number=best.number if best is not None else None,
         best_params=dict(sorted(candidate.items())),
-        changes={
-            path_of(name): (campaign.base[name], value)
-            for name, value in sorted(candidate.items())
-            if value != campaign.base[name]
-        },
+        changes=_changes(campaign, candidate),
+        proposed_number=proposed.number if proposed is not None else None,
+        proposed_value=proposed.value if proposed is not None else None,
+        proposed_changes=_changes(campaign, proposed.candidate if proposed is not None else {}),
         base_value=first.value if first is not None else None,
         last_improvement=improved,
         trials_since_improvement=settled[-1].number - improved if settled and improved is not None else None,
@@ -100,6 +108,14 @@ def summarise(
         structures=_structures(campaign, records),
         audit=tuple(dict(entry) for entry in audit),
     )
+
+
+def _changes(campaign: Campaign, candidate: Mapping[str, Value]) -> dict[str, tuple[Any, Any]]:
+    return {
+        path_of(name): (campaign.base[name], value)
+        for name, value in sorted(candidate.items())
+        if value != campaign.base[name]
+    }
 
 
 def render_report(campaign: Campaign, records: Sequence[TrialRecord], **options: Any) -> str:
@@ -144,16 +160,16 @@ def verdict_of(summary: Summary) -> str:
 
 
 def proposal_of(summary: Summary) -> str:
-    """The best trial's changes as TOML, the old values beside them; a comment only where nothing is to be adopted."""
-    if summary.best_value is None or not summary.changes:
+    """What is proposed as TOML, the old values beside them; a comment only where nothing is to be adopted."""
+    if summary.proposed_value is None or not summary.proposed_changes:
         return f"# {summary.study_name}: no trial is better than the settings at the start\n"
     if summary.decision is not None and not summary.decision.adopted:
         return f"# {summary.study_name}: {verdict_of(summary)}\n"
     sections: dict[str, list[str]] = {}
-    for path, (old, new) in summary.changes.items():
+    for path, (old, new) in summary.proposed_changes.items():
         section, _, name = path.partition(".")
         sections.setdefault(section, []).append(f"{name} = {toml_value(new)}  # was {toml_value(old)}")
-    head = f"# {summary.study_name}, trial {summary.best_number}: value {summary.best_value:.6f}"
+    head = f"# {summary.study_name}, trial {summary.proposed_number}: value {summary.proposed_value:.6f}"
     if summary.base_value is not None:
         head += f", the settings at the start: {summary.base_value:.6f}"
     head += f"\n# {verdict_of(summary)}"
@@ -189,6 +205,10 @@ def _decision(summary: Summary) -> list[str]:
             f"    gain on the ticks kept from the search: {decision.gain:.2%} +- {decision.standard_error:.2%} "
             f"({decision.num_blocks} blocks)"
         )
+    if decision is not None and decision.adopted and summary.proposed_number != summary.best_number:
+        lines.append(f"    trial {summary.proposed_number}: what was better in the search did not prove itself")
+        for path, (old, new) in summary.proposed_changes.items():
+            lines.append(f"    {path.partition('.')[2]:30s} = {_aligned(new)}  (was {_aligned(old)})")
     return lines
 
 
