@@ -135,7 +135,7 @@ def test_workers_share_a_campaign(url: str) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors.decode()
-    _, records = read_stored(settings_for(pathlib.Path("unused"), storage_url=url), "usp-fast")
+    _, records, _ = read_stored(settings_for(pathlib.Path("unused"), storage_url=url), "usp-fast")
     assert [record.number for record in records] == list(range(len(records)))
     assert 40 <= len(records) <= 48  # both may have begun a last batch
     assert all(record.is_finished for record in records)
@@ -166,7 +166,7 @@ def test_reading_and_naming(url: str) -> None:
     optimizer_at(url, "named").optimize(2)
     config = settings_for(pathlib.Path("unused"), storage_url=url)
     assert "named" in campaign_names(config)
-    campaign, records = read_stored(config, "named")
+    campaign, records, _ = read_stored(config, "named")
     assert (campaign.name, len(records)) == ("named", 2)
     with pytest.raises(StorageError, match="no campaign 'other'"):
         read_stored(config, "other")
