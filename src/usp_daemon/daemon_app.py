@@ -25,6 +25,7 @@ from usp_daemon.config import (
     RunningDaemon,
     SeenBase,
     Settings,
+    document_of,
     parse_settings,
 )
 from usp_daemon.persistence import AbstractEpochLog, AbstractSnapshotStore, DirectoryEpochLog, DirectoryStore, Epoch
@@ -280,13 +281,10 @@ async def make_epoch(worker: Worker, observer: TelemetryObserver, epoch: Epoch) 
 
     Raises ``ValueError`` when this version cannot build a predictor from its settings.
     """
-    document: dict[str, dict[str, Any]] = {}
-    for path, value in epoch.settings.items():
-        if path in SPECS:  # else a key of another version
-            section, _, name = path.partition(".")
-            document.setdefault(section, {})[name] = value
+    # a path that is unknown is a key of another version
+    known = {path: value for path, value in epoch.settings.items() if path in SPECS}
     try:
-        parameters = predictor_config(parse_settings(document, source=f"epoch {epoch.number}"))
+        parameters = predictor_config(parse_settings(document_of(known), source=f"epoch {epoch.number}"))
     except ConfigError as error:
         raise ValueError(str(error)) from error
     prepared = await worker.prepare(parameters)

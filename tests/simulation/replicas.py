@@ -12,9 +12,9 @@ from fake_predictor import FakePredictor
 from usp_daemon.compute import StateFormatError
 from usp_daemon.config import Kafka
 from usp_daemon.persistence import (
-    AbstractEpochLog,
     AbstractSnapshotStore,
     Epoch,
+    MemoryEpochLog,
     PartitionLockedError,
     SnapshotInfo,
     SnapshotWriteError,
@@ -139,29 +139,23 @@ class SharedDisk:
         self.epochs = {}
 
 
-class SharedEpochLog(AbstractEpochLog):
-    """The log of epochs on a :class:`SharedDisk`, for one replica."""
+class SharedEpochLog(MemoryEpochLog):
+    """The log of epochs on a :class:`SharedDisk`, for one replica, which reaches it only while it lives."""
 
     def __init__(self, disk, replica, rng):
-        self.disk, self.replica, self.rng = disk, replica, rng
-
-    async def open(self):
-        pass
-
-    async def close(self):
-        pass
+        super().__init__(disk.epochs)
+        self.replica, self.rng = replica, rng
 
     async def read(self):
         await self._reach()
-        return tuple(self.disk.epochs[number] for number in sorted(self.disk.epochs))
+        return await super().read()
 
     async def append(self, epoch):
         await self._reach()
-        if epoch.number in self.disk.epochs:
-            return False
-        self.disk.epochs[epoch.number] = epoch
-        self.replica.crash_fn("epoch.appended")
-        return True
+        appended = await super().append(epoch)
+        if appended:
+            self.replica.crash_fn("epoch.appended")
+        return appended
 
     async def _reach(self):
         await asyncio.sleep(self.rng.random() * 0.05)

@@ -25,10 +25,10 @@ from ._policy import LOCKED, MUTABLE, Move, MutableKey
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
 from ._process import ProcessIdentity, this_process
 from ._reference import configuration_page, default_toml, errata_page
-from ._running import ReloadOutcome, ReloadReport, ReloadTrigger, RunningDaemon, changed_by_class
+from ._running import ReloadOutcome, ReloadReport, ReloadTrigger, RunningDaemon
 from ._seen import SeenBase
 from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
-from ._settings import SECTIONS, SPECS, Settings
+from ._settings import SECTIONS, SPECS, Settings, document_of
 from ._source import ConfigSource, LoadedConfig
 from ._trust_region import step_toward
 from ._tuning_section import MetaOptimization
@@ -95,11 +95,11 @@ __all__ = [
     "Value",
     "Wire",
     "YieldedEntry",
-    "changed_by_class",
     "check_config",
     "configuration_page",
     "default_toml",
     "diff_settings",
+    "document_of",
     "errata_page",
     "find_config",
     "load_settings",

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._diff import SettingsDiff
 from ._disk import DamagedStateError, Disk, make_directory, read_state, write_whole
-from ._key import ParameterClass
 from ._process import ProcessIdentity, this_process
 
 DAEMON_FILE = "daemon.json"
@@ -134,16 +132,6 @@ class ReloadReport:
             )
         except (OSError, DamagedStateError, KeyError, TypeError, ValueError, AttributeError):
             return None
-
-
-def changed_by_class(diff: SettingsDiff) -> dict[str, tuple[str, ...]]:
-    """The paths of a comparison by class, as a report holds them; classes without any are left out."""
-    by_class = {
-        ParameterClass.TRACED: diff.traced,
-        ParameterClass.STRUCTURAL: diff.structural,
-        ParameterClass.LOCKED: diff.locked,
-    }
-    return {name.value: tuple(change.path for change in changes) for name, changes in by_class.items() if changes}
 
 
 def _write(path: Path, document: Any) -> None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
+
+from ._disk import Disk, make_directory, write_whole
 
 
 class SeenBase:
@@ -24,11 +25,7 @@ class SeenBase:
 
     def remember(self, base_hash: str) -> None:
         """``base_hash`` was seen, and proposed or found in force."""
+        disk = Disk()
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".seen-")
-            with os.fdopen(handle, "w") as file:
-                file.write(base_hash + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
+            make_directory(disk, self._path.parent)
+            write_whole(disk, self._path, f"{base_hash}\n".encode("ascii"))

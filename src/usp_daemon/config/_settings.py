@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ._daemon_sections import Compute, Io, Meta, Security, Wire
 from ._key import KeySpec, ParameterClass, Reader, Value, specs_of
@@ -86,6 +86,15 @@ SECTIONS: dict[str, type] = {
 SPECS: dict[str, KeySpec] = {
     spec.path: spec for section, record in SECTIONS.items() for spec in specs_of(section, record)
 }
+
+
+def document_of(values: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Values by dotted path as the document of sections that a file would hold."""
+    document: dict[str, dict[str, Value]] = {}
+    for path, value in values.items():
+        section, _, name = path.partition(".")
+        document.setdefault(section, {})[name] = value
+    return document
 
 
 def build_settings(values: dict[str, Value]) -> Settings:

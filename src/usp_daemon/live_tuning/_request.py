@@ -2,7 +2,7 @@
 
 import msgspec
 
-from usp_daemon.config import Settings, Value, parse_settings
+from usp_daemon.config import Settings, Value, document_of, parse_settings
 
 from ._state import Decision
 
@@ -27,11 +27,7 @@ class CampaignRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def settings(self) -> Settings:
         """The settings in force. Raises ``ConfigError``."""
-        document: dict[str, dict[str, Value]] = {}
-        for path, value in self.values.items():
-            section, _, name = path.partition(".")
-            document.setdefault(section, {})[name] = value
-        return parse_settings(document, source=f"campaign {self.name}")
+        return parse_settings(document_of(self.values), source=f"campaign {self.name}")
 
 
 class CampaignProgress(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from usp_daemon.config import SPECS, ParameterClass, Settings, Value, parse_settings, step_toward
+from usp_daemon.config import SPECS, ParameterClass, Settings, Value, document_of, parse_settings, step_toward
 from usp_daemon.persistence import RecordedTicks, read_ticks
 from usp_daemon.tuning import (
     BatchEvaluator,
@@ -206,12 +206,8 @@ def _bare(changes: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _with_values(settings: Settings, values: Mapping[str, Value]) -> Settings:
-    document: dict[str, dict[str, Value]] = {}
-    for path, value in {**dict(settings.items()), **values}.items():
-        if not SPECS[path].key.secret:
-            section, _, name = path.partition(".")
-            document.setdefault(section, {})[name] = value
-    return parse_settings(document, source="the settings in force")
+    shown = {path: value for path, value in {**dict(settings.items()), **values}.items() if not SPECS[path].key.secret}
+    return parse_settings(document_of(shown), source="the settings in force")
 
 
 def classes_of(mode: str, structural_mode: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

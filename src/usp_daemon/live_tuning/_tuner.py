@@ -31,6 +31,7 @@ from usp_daemon.config import (
     MutationRejectedError,
     Settings,
     Value,
+    document_of,
     parse_settings,
 )
 from usp_daemon.telemetry import get_logger
@@ -546,12 +547,8 @@ class Tuner:
 
 def _hash_of(values: Mapping[str, Value]) -> str:
     """The hash under which an epoch with these traced and structural settings stands."""
-    document: dict[str, dict[str, Value]] = {}
-    for path, value in values.items():
-        if path in SPECS:
-            section, _, name = path.partition(".")
-            document.setdefault(section, {})[name] = value
-    return parse_settings(document, source="the changed settings").predictor_hash()
+    known = {path: value for path, value in values.items() if path in SPECS}
+    return parse_settings(document_of(known), source="the changed settings").predictor_hash()
 
 
 def _plain(report: ShadowReport) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """What the service reports about itself, as plain calls; metrics, health and tests listen."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
+from usp_daemon.compute import PartitionMigration
 from usp_daemon.telemetry import (
     Health,
     PartitionState,
@@ -23,49 +23,6 @@ from ._results import Answer
 _log = get_logger(__name__)
 
 _CONFLICTS_LOGGED = 20
-
-
-class MigrationReport(Protocol):
-    """What becomes of the learners when a structure changes, in words."""
-
-    @property
-    def kept(self) -> Sequence[str]:
-        """What goes on."""
-        ...
-
-    @property
-    def lost(self) -> Sequence[str]:
-        """What begins anew."""
-        ...
-
-
-class Migration(Protocol):
-    """A partition whose states were taken to another structure."""
-
-    @property
-    def topic(self) -> str:
-        """Its topic."""
-        ...
-
-    @property
-    def partition(self) -> int:
-        """Its number."""
-        ...
-
-    @property
-    def num_symbols(self) -> int:
-        """Symbols concerned."""
-        ...
-
-    @property
-    def report(self) -> MigrationReport:
-        """What became of their learners."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """How long that took."""
-        ...
 
 
 class Observer:
@@ -137,7 +94,7 @@ class Observer:
     def compiled(self, num_programs: int, seconds: float) -> None:
         """Programs were compiled while the service ran."""
 
-    def migrated(self, migration: Migration) -> None:
+    def migrated(self, migration: PartitionMigration) -> None:
         """A partition's states were taken to another structure."""
 
 
@@ -275,7 +232,7 @@ class TelemetryObserver(Observer):
         """See :class:`Observer`."""
         self._metrics.record_compilations(num_programs, seconds)
 
-    def migrated(self, migration: Migration) -> None:
+    def migrated(self, migration: PartitionMigration) -> None:
         """See :class:`Observer`."""
         _log.warning(
             "states_migrated",

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
-from usp_daemon.config import Settings, Value, load_settings, parse_settings
+from usp_daemon.config import Settings, Value, document_of, load_settings, parse_settings
 
 from ._campaign import Campaign, new_campaign, require_same
 from ._checkpoint import read_checkpoint, write_checkpoint
@@ -259,11 +259,8 @@ class BayesianMetaOptimizer:
 
     def get_best_config(self) -> Settings:
         """The settings at the start with the best trial's values. Raises ``ConfigError`` where they do not fit."""
-        document: dict[str, dict[str, Value]] = {}
-        for path, value in {**dict(self.base_config.items()), **self.best_changes()}.items():
-            section, _, name = path.partition(".")
-            document.setdefault(section, {})[name] = value
-        return parse_settings(document, source="the best trial")
+        values = {**dict(self.base_config.items()), **self.best_changes()}
+        return parse_settings(document_of(values), source="the best trial")
 
     def generate_optimization_report(self, audit: Sequence[Mapping[str, Any]] = ()) -> str:
         """The campaign in words (V-MIN-2); ``audit`` are entries of the audit log, as mappings."""

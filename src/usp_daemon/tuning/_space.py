@@ -13,7 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from usp_daemon.compute import predictor_config
-from usp_daemon.config import SPECS, KeySpec, MetaOptimization, ParameterClass, Settings, Value, parse_settings
+from usp_daemon.config import (
+    SPECS,
+    KeySpec,
+    MetaOptimization,
+    ParameterClass,
+    Settings,
+    Value,
+    document_of,
+    parse_settings,
+)
 from usp_daemon.core import DGM_TIERS, PredictorConfig
 
 # Names under which the specification knows a key of ours.
@@ -187,11 +196,7 @@ def candidate_settings(base: Settings, candidate: Mapping[str, Value]) -> Settin
     """The base settings with the candidate's values. Raises ``UnknownParameterError``, or ``ConfigError`` for values
     that are in range but make no sense together.
     """
-    document: dict[str, dict[str, Value]] = {}
-    for path, value in (*base.items(), *canonical(candidate).items()):
-        section, _, name = path.partition(".")
-        document.setdefault(section, {})[name] = value
-    return parse_settings(document, source="candidate")
+    return parse_settings(document_of({**dict(base.items()), **canonical(candidate)}), source="candidate")
 
 
 def candidate_config(base: Settings, candidate: Mapping[str, Value]) -> PredictorConfig:
