@@ -7,7 +7,7 @@ from ._pacing import Pacer
 from ._pipeline import Pipeline, PipelineStats
 from ._recovery import RecoveryError, RecoveryPolicy
 from ._reload import Reloader
-from ._results import Answer, StepResult
+from ._results import Answer, AnswerRows, StepResult
 from ._stages import Exported, StatefulPredictor
 from ._stepping import Predictor
 from ._tap import LiveStep, Tap
@@ -15,6 +15,7 @@ from ._time_units import TimeUnitGuard
 
 __all__ = [
     "Answer",
+    "AnswerRows",
     "Daemon",
     "DaemonOptions",
     "EpochBook",

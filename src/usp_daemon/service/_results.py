@@ -43,14 +43,37 @@ class StepResult(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AnswerRows:
+    """The numbers behind the predictions of one answer, in the order of their records; views that copy nothing."""
+
+    symbols: Sequence[str]
+    timestamps_ns: NDArray[np.int64]
+    values: NDArray[np.float64]
+    _columns: Mapping[str, NDArray[Any]]
+    _first: int
+
+    def __len__(self) -> int:
+        """How many predictions."""
+        return len(self.symbols)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One quantity of :class:`usp_daemon.core.PredictionResult`, a row for each prediction. KeyError if unknown."""
+        return self._columns[name][self._first : self._first + len(self.symbols)]
+
+
+_NO_ROWS = AnswerRows((), np.zeros(0, np.int64), np.zeros(0), {}, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """Everything there is to say about one batch of ticks, encoded, with what the counters want to know."""
+    """Everything there is to say about one batch of ticks, encoded, with what counters and pages want to know."""
 
     batch: TickBatch
     output: OutputBatch
     reasons: Counter[str]
     alarm_kinds: Sequence[int]
     refused_reasons: NDArray[np.int64]
+    rows: AnswerRows
 
 
 def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder: ResultEncoder) -> list[Answer]:
@@ -59,7 +82,7 @@ def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder
     Rows are encoded together and then divided, because encoding is cheaper in large batches.
     """
     if result is None:
-        return [_answer(batch, _NOTHING, _NOTHING, [], (), np.zeros(0, np.int64), 0) for batch in batches]
+        return [_answer(batch, _NOTHING, _NOTHING, [], (), np.zeros(0, np.int64), 0, _NO_ROWS) for batch in batches]
     symbols = [symbol for batch in batches for symbol in batch.symbols]
     values = np.concatenate([batch.values for batch in batches])
     timestamps = np.concatenate([batch.timestamps_ns for batch in batches])
@@ -112,7 +135,12 @@ def encode_step(batches: Sequence[TickBatch], result: StepResult | None, encoder
                 dead.append(_refused_row(batch, row - first, bool(admitted[row])))
         alarm_kinds = [int(kinds[row]) for row in these]
         num_rejected = int(np.count_nonzero(refused[low:high]))
-        answers.append(_answer(batch, predictions, alarms, dead, alarm_kinds, refused_reasons[low:high], num_rejected))
+        rows_of_batch = AnswerRows(symbols_kept[low:high], timestamps[low:high], values[low:high], columns, low)
+        answers.append(
+            _answer(
+                batch, predictions, alarms, dead, alarm_kinds, refused_reasons[low:high], num_rejected, rows_of_batch
+            )
+        )
         first = last
     return answers
 
@@ -166,6 +194,7 @@ def _answer(
     alarm_kinds: Sequence[int],
     refused_reasons: NDArray[np.int64],
     num_rejected: int,
+    rows: AnswerRows,
 ) -> Answer:
     # By offset, so that their order does not depend on how the stream was cut into batches.
     entries = [*batch.dead_letters, *refused]
@@ -178,7 +207,7 @@ def _answer(
     if batch.next_offset is not None:
         positions[batch.raw.topic, batch.raw.partition] = batch.next_offset
     output = OutputBatch(predictions, alarms, dead, positions, num_rejected)
-    return Answer(batch, output, Counter(entry.reason.value for entry in entries), alarm_kinds, refused_reasons)
+    return Answer(batch, output, Counter(entry.reason.value for entry in entries), alarm_kinds, refused_reasons, rows)
 
 
 def _tick_record_times(batch: TickBatch) -> Sequence[int]:
