@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "deploy" / "verify"
 SYMBOLS = 8
 TICKS = 400
-READY_S = 300.0
+READY_S = 120.0
 STOP_S = 40
 HARDENED = (
     *("--network", "host", "--read-only", "--tmpfs", "/tmp:size=64m", "--cap-drop", "all"),
@@ -126,18 +126,19 @@ def reloads(daemon: "Container") -> None:
     daemon.configure("[orchestration]\ncusum_k = 0.6\n")
     call("podman", "kill", "--signal", "HUP", daemon.name)
     wait_for(
-        "the reload", lambda: daemon.metrics("usp_config_last_reload_successful") == [1.0] and daemon.epoch() == 2.0
+        "the reload", lambda: daemon.metrics("usp_config_last_reload_success") == [1.0] and daemon.epoch() == 2.0
     )
     # the file is watched as well: SIGHUP and the watcher may both have seen it
     answer = daemon.run("usp-daemon", "reload")
     expect("what usp-daemon reload says", answer.partition(":")[0], "unchanged")
     daemon.configure("[orchestration]\ncusum_k = -1.0\n")
     call("podman", "kill", "--signal", "HUP", daemon.name)
-    wait_for("the refusal", lambda: daemon.metrics("usp_config_last_reload_successful") == [0.0])
+    wait_for("the refusal", lambda: daemon.metrics("usp_config_last_reload_success") == [0.0])
     expect("epoch after a wrong file", daemon.epoch(), 2.0)
     daemon.run("python", "-m", "usp_daemon.probe", "readyz")
     daemon.configure("[orchestration]\ncusum_k = 0.6\n")
-    wait_for("the right file", lambda: daemon.metrics("usp_config_last_reload_successful") == [1.0])
+    call("podman", "kill", "--signal", "HUP", daemon.name)
+    wait_for("the right file", lambda: daemon.metrics("usp_config_last_reload_success") == [1.0])
     passed("SIGHUP", "a right file in force, a wrong one refused, ready all the while")
 
 
