@@ -125,9 +125,7 @@ def reloads(daemon: "Container") -> None:
     """A right file is applied on SIGHUP, a wrong one changes nothing and harms nothing."""
     daemon.configure("[orchestration]\ncusum_k = 0.6\n")
     call("podman", "kill", "--signal", "HUP", daemon.name)
-    wait_for(
-        "the reload", lambda: daemon.metrics("usp_config_last_reload_success") == [1.0] and daemon.epoch() == 2.0
-    )
+    wait_for("the reload", lambda: daemon.metrics("usp_config_last_reload_success") == [1.0] and daemon.epoch() == 2.0)
     # the file is watched as well: SIGHUP and the watcher may both have seen it
     answer = daemon.run("usp-daemon", "reload")
     expect("what usp-daemon reload says", answer.partition(":")[0], "unchanged")
