@@ -1,4 +1,4 @@
-"""``python -m usp_daemon.probe [livez|readyz]``: asks the daemon of this host how it is, for a container's health check.
+"""``python -m usp_daemon.probe [livez|readyz]``: asks the daemon of this host how it is; a container's health check.
 
 Exit code 0 where it answers 200, 1 otherwise, with its answer. It needs nothing beyond the standard library and the
 settings, so that it costs a tenth of a second. The port is the one that the running daemon has written into
