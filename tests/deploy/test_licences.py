@@ -1,4 +1,4 @@
-"""Every package that is installed has a licence that is allowed, and the page and the bill of materials name them all."""
+"""Every package has a licence that is allowed; the page and the bill of materials name them all."""
 
 import importlib.util
 import json

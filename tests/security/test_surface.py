@@ -2,15 +2,18 @@
 
 import ast
 import asyncio
+import io
 import os
 import re
 import time
 from pathlib import Path
 
 import pytest
+import structlog
 from service_process import ServiceProcess
 
 import usp_daemon
+from usp_daemon.telemetry import configure_logging, get_logger
 
 PACKAGE = Path(usp_daemon.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -71,3 +74,15 @@ def test_nothing_that_is_read_is_run(path: Path) -> None:
                 assert (keyword.arg, shown) not in {("shell", "True"), ("allow_pickle", "True")}, called
             if called in ("np.load", "numpy.load"):
                 assert ("allow_pickle", "False") in {(each.arg, ast.unparse(each.value)) for each in node.keywords}
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_name_cannot_forge_a_line_of_the_log_or_give_orders_to_a_terminal(log_format: str) -> None:
+    stream = io.StringIO()
+    try:
+        configure_logging(log_format=log_format, stream=stream)
+        get_logger("m").warning("event", symbol='a\n{"event": "forged"}\r\x1b[31m\x9b\u2028b')
+    finally:
+        structlog.reset_defaults()
+    (line,) = stream.getvalue().rstrip("\n").splitlines()
+    assert line.isprintable()
