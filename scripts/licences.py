@@ -40,8 +40,9 @@ container image has in it besides Python and Debian. It is written by `python sc
 `tests/deploy/test_licences.py` fails when it is no longer so, or when a licence is none of: {allowed}.
 
 MPL-2.0 binds whoever changes files under it, and nothing here is changed. The wheels of NumPy and SciPy carry OpenBLAS
-(BSD-3-Clause) and the runtime libraries of GCC (GPL-3.0 with the runtime library exception, which lets them be
-distributed with any program); the texts lie in each package's `dist-info`, which the image keeps.
+(BSD-3-Clause) and two runtime libraries of GCC, each a file of its own that may be replaced: libgfortran (GPL-3.0 with
+the runtime library exception) and libquadmath (LGPL-2.1-or-later); the texts lie in each package's `dist-info`, which
+the image keeps.
 `requirements-cuda.lock` adds NVIDIA's libraries under NVIDIA's own licences, which must be read before an image of the
 target `cuda` is passed on; they are in no other image. The bundled series have their own licences in
 `src/usp_daemon/demo/data/LICENSES.md`.

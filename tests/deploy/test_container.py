@@ -1,6 +1,7 @@
 """Dockerfile and compose.yaml: right by their linters, and in step with the daemon's settings."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,13 @@ def test_compose_file_fits_its_schema() -> None:
 
 def test_every_yaml_file_of_deploy_is_clean() -> None:
     run(TOOLS / "yamllint", "--strict", "deploy")
+
+
+def test_prometheus_takes_its_settings() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here")
+    run(promtool, "check", "config", "deploy/compose/prometheus.yml")
 
 
 def test_scripts_parse() -> None:
