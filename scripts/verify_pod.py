@@ -37,6 +37,8 @@ def main() -> int:
                 lives(path)
             finally:
                 subprocess.run(["podman", "kube", "down", path], capture_output=True, check=False)
+                # what the ConfigMap became, and what would be found again at the next run
+                subprocess.run(["podman", "volume", "rm", "--force", "usp-daemon"], capture_output=True, check=False)
     except CheckFailedError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
