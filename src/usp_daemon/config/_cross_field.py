@@ -86,5 +86,10 @@ RULES: tuple[CrossFieldRule, ...] = (
         lambda password, file: not (password and file),
         "not set together with kafka.sasl_password_file",
     ),
+    CrossFieldRule(
+        ("kafka.ssl_key_password", "kafka.ssl_key_password_file"),
+        lambda password, file: not (password and file),
+        "not set together with kafka.ssl_key_password_file",
+    ),
     *_search_ranges(),
 )

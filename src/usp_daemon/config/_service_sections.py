@@ -145,6 +145,15 @@ class Kafka:
     ssl_key_password: Annotated[str, secret("Password of the private key.", reader=_SERVICE)] = dataclasses.field(
         default="", repr=False
     )
+    ssl_key_password_file: Annotated[
+        str,
+        locked(
+            "File whose first line is the password of the private key, read at start; in place of ssl_key_password.",
+            "path",
+            reader=_SERVICE,
+            may_be_empty=True,
+        ),
+    ] = ""
     ssl_check_hostname: Annotated[
         bool, locked("Whether the broker's certificate must name the host that was asked for.", reader=_SERVICE)
     ] = True
