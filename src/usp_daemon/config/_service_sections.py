@@ -1,4 +1,4 @@
-"""The sections of the long-running service: [kafka], [delivery], [recovery], [service], [http] and [log]."""
+"""The sections of the long-running service: [kafka], [delivery], [recovery], [service], [http], [telemetry], [log]."""
 
 import dataclasses
 from typing import Annotated
@@ -324,6 +324,24 @@ class Http:
     )
     port: Annotated[int, locked("Port to listen on; 0 takes a free one.", "", 0, 65_535, reader=_SERVICE)] = 9108
     enabled: Annotated[bool, locked("Whether to listen at all.", reader=_SERVICE)] = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """Which symbols have metrics of their own; all others are in the totals and distributions only."""
+
+    symbols: Annotated[
+        str,
+        locked(
+            "Symbols that have series of their own, with commas between; at most 500.",
+            reader=_SERVICE,
+            may_be_empty=True,
+        ),
+    ] = ""
+    top_symbols: Annotated[
+        int,
+        locked("So many of the busiest symbols have series of their own besides.", "symbols", 0, 500, reader=_SERVICE),
+    ] = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
