@@ -90,7 +90,7 @@ _DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
     (
         "usp_free_energy",
         "free_energy",
-        "Free energy of the weights after the fusion's step. May be negative: use the buckets, not the sum.",
+        "Free energy of the weights after the fusion's step; may be negative, so that there is no sum.",
         (-10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0),
     ),
     (
