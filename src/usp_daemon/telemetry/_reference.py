@@ -36,8 +36,8 @@ that nothing changes:
     sum(rate(usp_forecast_scaled_error_total[1h])) / sum(rate(usp_no_change_scaled_error_total[1h]))
 
 A series of one partition is there from its assignment until it is given up, so a sum over replicas counts each
-partition once; its counters begin at zero each time. Beside these there are `process_*`, `python_gc_*` and `python_info`
-of prometheus_client.
+partition once; its counters begin at zero each time. Beside these there are `process_*`, `python_gc_*` and
+`python_info` of prometheus_client.
 """
 
 
