@@ -126,7 +126,14 @@ def campaign(
 
 
 def tuned(
-    series: Series, *, tier: str, trials: int | None, share: float, precision: str, programs: Any = None
+    series: Series,
+    *,
+    tier: str,
+    trials: int | None,
+    share: float,
+    precision: str,
+    seed: int,
+    programs: Any = None,
 ) -> tuple[Decision, tuple[float, float], Any]:
     """Tune one series on its first ``share``: the decision, the later CRPS and absolute error over the default's on
     the rest, and the programs, for the next series.
@@ -134,7 +141,7 @@ def tuned(
     history = History.from_arrays({series.name: (series.timestamps_ns, series.values)})
     head = history.head(share)
     judge = WalkForwardEvaluator(head, Settings(), folds=GAIN_PLAN, dtype=precision, programs=programs)
-    optimizer = optimizer_over(judge, tier, max_structures=1)
+    optimizer = optimizer_over(judge, tier, max_structures=1, seed=seed)
     optimizer.optimize(total_trials=trials)
     decision = optimizer.decide()
     assert decision is not None
@@ -152,13 +159,21 @@ def tuned(
 
 
 def gain_table(
-    part: Path, *, tier: str, trials: int | None, share: float, precision: str, only: Sequence[str], jobs: int
+    part: Path,
+    *,
+    tier: str,
+    trials: int | None,
+    share: float,
+    precision: str,
+    seed: int,
+    only: Sequence[str],
+    jobs: int,
 ) -> str:
     """The outcome by series, and how many became better or worse, in the whole suite and in every other series."""
     first, *rest = load_series(part, ("point",), only=only)
 
     def one(series: Series, programs: Any = None) -> tuple[Decision, tuple[float, float], Any]:
-        found = tuned(series, tier=tier, trials=trials, share=share, precision=precision, programs=programs)
+        found = tuned(series, tier=tier, trials=trials, share=share, precision=precision, seed=seed, programs=programs)
         print(f"\r{series.name}: {found[1]} {found[0].reason}", file=sys.stderr, flush=True)
         return found
 
@@ -204,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=0.65, help="first part of each series that is tuned on")
     parser.add_argument("--jobs", type=int, default=2, help="series that are tuned side by side, with --gain")
     parser.add_argument("--only", default="", help="only series whose name contains one of these, comma-separated")
+    parser.add_argument("--seed", type=int, default=42, help="of the draws, with --gain")
     options = parser.parse_args(arguments)
     if options.gain:
         only = [text for text in options.only.split(",") if text]
@@ -213,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trials=options.trials,
             share=options.share,
             precision=options.precision,
+            seed=options.seed,
             only=only,
             jobs=options.jobs,
         )
