@@ -1,4 +1,4 @@
-"""Write deploy/grafana/dashboards/*.json from the code beside this file: ``python deploy/grafana/generate.py [FOLDER]``."""
+"""Write ``dashboards/*.json`` from the code beside this file: ``python deploy/grafana/generate.py [FOLDER]``."""
 
 import pathlib
 import sys
@@ -9,6 +9,7 @@ from usp_dashboards import DASHBOARDS, render
 
 
 def main() -> None:
+    """Write one file for each dashboard."""
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent / "dashboards")
     folder.mkdir(parents=True, exist_ok=True)
     for name in DASHBOARDS:

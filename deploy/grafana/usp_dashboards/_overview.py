@@ -73,7 +73,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
             ),
             graph(
                 "Latency, record to confirmed result",
-                "From a record's own timestamp until the commit of its result. A producer's wrong clock shows here too.",
+                "From a record's own timestamp to the commit of its result; a producer's wrong clock shows too.",
                 "s",
                 Query(quantile(0.5, "usp_end_to_end_latency_seconds"), "p50"),
                 Query(quantile(0.95, "usp_end_to_end_latency_seconds"), "p95"),

@@ -211,7 +211,8 @@ def variables(*names: str) -> list[Builder[models.VariableModel]]:
         _choice("instance", "Replica", 'label_values(usp_build_info{job=~"$job"}, instance)'),
     ]
     topic = f"label_values({chosen('usp_consumer_lag_records')}, topic)"
-    partition = f"label_values({chosen('usp_consumer_lag_records', JOB, 'topic=~"$topic"')}, partition)"
+    of_topic = 'topic=~"$topic"'
+    partition = f"label_values({chosen('usp_consumer_lag_records', JOB, of_topic)}, partition)"
     for name in names:
         if name == "topic":
             made.append(_choice("topic", "Topic", topic))

@@ -100,7 +100,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
         "Kafka": [
             graph(
                 "Transactions",
-                "By how they ended. unknown is settled by itself; fenced means that another replica owns the partition.",
+                "By how they ended. unknown is settled by itself; fenced: another replica owns the partition.",
                 "ops",
                 Query(summed(rate("usp_transactions_total"), "outcome"), "{{outcome}}"),
                 least=0,
