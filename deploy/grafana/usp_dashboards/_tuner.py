@@ -145,7 +145,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 least=0,
             ),
             graph(
-                "Changes by outcome",
+                "The tuner's changes by outcome",
                 "What became of the changes that the tuner wanted; rolled_back beside kept: raise tuning.min_gain.",
                 "short",
                 Query(summed(increase("usp_tuner_mutations_total"), "outcome"), "{{outcome}}"),
