@@ -17,7 +17,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --for
 	--generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop install-cuda demo kafka test chaos proofs soak lint format bench docs lock clean
+.PHONY: help install develop install-cuda demo kafka test chaos proofs soak lint format bench docs sbom verify-image lock clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -79,9 +79,19 @@ format: develop  ## rewrite the code in the project's format
 bench: develop  ## a short form of every benchmark, as one table
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-docs: install  ## regenerate from the schema: config.toml and its reference
+docs: install  ## regenerate from the code: config.toml, the references, the licences
 	$(BIN)/python -m usp_daemon.config .
 	$(BIN)/python -m usp_daemon.telemetry docs/metrics.md
+	$(BIN)/python scripts/licences.py
+
+sbom: develop  ## bill of materials, CycloneDX, in out/sbom.json
+	mkdir -p out
+	$(BIN)/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml --output-format JSON \
+		--output-file out/sbom.json requirements.lock
+
+verify-image: develop  ## build the image with buildah, run it and its pod with podman beside a real broker (as root)
+	$(PYTHON) scripts/verify_container.py
+	$(BIN)/python scripts/verify_pod.py
 
 lock: $(VENV)/.created  ## resolve the requirements again and pin them with hashes
 	$(PIP) install "uv>=0.13.9"

@@ -1,12 +1,12 @@
 """How fast candidates are judged, and what tuning gains on ticks that the search has not seen.
 
-``python -m benchmarks.tuning``                   a fast campaign (50 trials) on one series of 5,000 ticks x 5 folds
+``python -m benchmarks.tuning``                   a campaign of 50 trials on one series of 5,000 ticks x 5 folds
 ``python -m benchmarks.tuning --tier deep``       a deep one (500 trials, at most 8 structures), same ticks
 ``python -m benchmarks.tuning --one-by-one 3``    a few candidates alone besides, to compare with
 ``python -m benchmarks.tuning --gain PART``       every point series of a suite part tuned by itself on its first part;
                                                   the decision's outcome on the rest
 
-Candidates are drawn at random from the search space: the same work as a sampler's, without its wits.
+Campaigns are the optimizer's own, in memory.
 """
 
 import argparse
@@ -14,33 +14,32 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 
 from usp_daemon.config import Settings
-from usp_daemon.core import PredictorConfig, resolve_thresholds
 from usp_daemon.tuning import (
+    BayesianMetaOptimizer,
     Decision,
     FoldPlan,
     History,
-    SearchSpace,
+    MetaOptimizationConfig,
+    Progress,
     Tier,
     WalkForwardEvaluator,
-    choose_structures,
-    decide,
 )
 
 from ._suite import Series, geometric_mean, load_series
 from ._table import Row, format_columns, format_rows
 
-TRIALS = {Tier.FAST: 50, Tier.DEEP: 500}
 FIGURES = {Tier.FAST: "< 120", Tier.DEEP: "< 3,600"}
 SECOND = 1_000_000_000
-# Of the tuned part of a series: what is only trained on, then five folds for the search and two for the decision.
-GAIN_PLAN = FoldPlan(train_ratio=0.3, n_folds=5, n_validation=2, embargo=10, min_test=30)
-Candidate = dict[str, int | float | bool | str]
+# Of the tuned part of a series: short series leave too little after the settings' own train_ratio and embargo.
+GAIN_PLAN = FoldPlan(train_ratio=0.2, embargo=10, min_test=30)
 
 
 def synthetic(num_ticks: int, num_symbols: int) -> History:
@@ -57,39 +56,34 @@ def synthetic(num_ticks: int, num_symbols: int) -> History:
     return History.from_arrays(arrays)
 
 
-def draw(space: SearchSpace, generator: np.random.Generator, structure: Candidate | None = None) -> Candidate:
-    """A random candidate whose detector stands at the asked rate of false alarms or above: others are never run."""
-    candidate = space.random_candidate(generator, structure)
-    if "cusum_h" in candidate:
-        least = resolve_thresholds(
-            cusum_k=float(candidate["cusum_k"]), mean_ticks_between_false=50_000.0, reference_fit_ticks=180.0
-        )["cusum_h"]
-        most = space["cusum_h"].high
-        if least > most:
-            del candidate["cusum_h"]  # too small an allowance: leave the threshold to the asked rate
-        else:
-            candidate["cusum_h"] = least + float(generator.random()) * (most - least)
-    return candidate
+def optimizer_over(judge: WalkForwardEvaluator, tier: str, **changes: Any) -> BayesianMetaOptimizer:
+    """A campaign in memory under the default settings."""
+    config = MetaOptimizationConfig(**changes)
+    storage = optuna.storages.InMemoryStorage()
+    return BayesianMetaOptimizer(judge, config, Settings(), tier=tier, storage=storage, progress_fn=show)
+
+
+def show(progress: Progress) -> None:
+    """How far it is."""
+    print(f"\r{progress.num_finished}/{progress.num_total} trials", end="", file=sys.stderr, flush=True)
 
 
 def campaign(
-    history: History, tier: Tier, *, trials: int, batch: int, precision: str, num_structures: int, one_by_one: int
+    history: History,
+    tier: str,
+    *,
+    trials: int | None,
+    batch: int,
+    precision: str,
+    num_structures: int,
+    one_by_one: int,
 ) -> list[Row]:
-    """Time a campaign's evaluations: structures one after the other, batches of candidates within each."""
-    space = SearchSpace.from_settings(Settings(), tier)
-    generator = np.random.default_rng(0)
-    structures = choose_structures(space, PredictorConfig(), limit=min(num_structures, trials))
+    """Time a whole campaign: draws, evaluations, structure by structure."""
     began = time.perf_counter()
     processor = time.process_time()
     judge = WalkForwardEvaluator(history, Settings(), dtype=precision)
-    values: list[float] = []
-    shares = np.array_split(np.arange(trials), len(structures))
-    for structure, share in zip(structures, shares, strict=True):
-        for first in range(0, len(share), batch):
-            size = min(batch, len(share) - first)
-            candidates = [draw(space, generator, structure) for _ in range(size)]
-            values += [one.value for one in judge.evaluate_batch(candidates)]
-            print(f"\r{len(values)}/{trials} trials", end="", file=sys.stderr, flush=True)
+    optimizer = optimizer_over(judge, tier, batch_size=batch, max_structures=num_structures, patience_trials=0)
+    trials = optimizer.optimize(total_trials=trials).n_trials
     print(file=sys.stderr)
     elapsed, used = time.perf_counter() - began, time.process_time() - processor
     running = elapsed - judge.compile_seconds
@@ -98,7 +92,7 @@ def campaign(
     rows = [
         Row(
             name=f"{tier} campaign, {trials} trials, {history.num_ticks:,} ticks",
-            figure_to_reach=FIGURES[tier],
+            figure_to_reach=FIGURES.get(Tier(tier), "-"),
             measured=elapsed,
             unit="s",
             note=note,
@@ -117,10 +111,11 @@ def campaign(
         Row(name="a tick of a candidate, batched", figure_to_reach="-", measured=1e6 * running / ticks, unit="us"),
     ]
     if one_by_one:
+        feasible = [record.candidate for record in optimizer.records if record.is_feasible][-one_by_one:]
         alone = time.perf_counter()
-        for _ in range(one_by_one):
-            judge.evaluate_batch([draw(space, generator, structures[0])])
-        seconds = (time.perf_counter() - alone) / one_by_one
+        for candidate in feasible:
+            judge.evaluate_batch([candidate])
+        seconds = (time.perf_counter() - alone) / len(feasible)
         rows.append(
             Row(name="trials an hour, one by one", figure_to_reach="-", measured=3600.0 / seconds, unit="trials")
         )
@@ -131,50 +126,74 @@ def campaign(
 
 
 def tuned(
-    series: Series, *, trials: int, share: float, precision: str, programs: Any = None
-) -> tuple[Decision, float, Any]:
-    """Tune one series on its first ``share``: the decision, the later CRPS over the default's on the rest, and the
-    programs, for the next series.
+    series: Series, *, tier: str, trials: int | None, share: float, precision: str, programs: Any = None
+) -> tuple[Decision, tuple[float, float], Any]:
+    """Tune one series on its first ``share``: the decision, the later CRPS and absolute error over the default's on
+    the rest, and the programs, for the next series.
     """
-    arrays = {series.name: (series.timestamps_ns, series.values)}
-    history = History.from_arrays(arrays)
-    judge = WalkForwardEvaluator(history.head(share), Settings(), folds=GAIN_PLAN, dtype=precision, programs=programs)
-    space = SearchSpace.from_settings(Settings(), Tier.DEEP)
-    generator = np.random.default_rng(0)
-    candidates = [draw(space, generator) for _ in range(trials)]
-    decision = decide(candidates, judge.evaluate_batch(candidates), judge)
+    history = History.from_arrays({series.name: (series.timestamps_ns, series.values)})
+    head = history.head(share)
+    judge = WalkForwardEvaluator(head, Settings(), folds=GAIN_PLAN, dtype=precision, programs=programs)
+    optimizer = optimizer_over(judge, tier, max_structures=1)
+    optimizer.optimize(total_trials=trials)
+    decision = optimizer.decide()
+    assert decision is not None
     if not decision.adopted:
-        return decision, 1.0, judge.programs
+        return decision, (1.0, 1.0), judge.programs
     # one block: everything after the part that was tuned on
     plan = FoldPlan(train_ratio=share, n_folds=1, n_validation=0, embargo=0)
-    later = WalkForwardEvaluator(history, Settings(), folds=plan, dtype=precision, programs=judge.programs)
-    return decision, later.evaluate_batch([dict(decision.candidate)])[0].value, judge.programs
+    ratios = []
+    for score in ("crps", "absolute_error"):
+        later = WalkForwardEvaluator(
+            history, Settings(), folds=plan, dtype=precision, score=score, programs=judge.programs
+        )
+        ratios.append(later.evaluate_batch([decision.candidate])[0].value)
+    return decision, (ratios[0], ratios[1]), judge.programs
 
 
-def gain_table(part: Path, *, trials: int, share: float, precision: str, only: Sequence[str]) -> str:
-    """The outcome by series, and how many became better or worse."""
-    lines, ratios, programs = [], [], None
-    for one in load_series(part, ("point",), only=only):
-        decision, ratio, programs = tuned(one, trials=trials, share=share, precision=precision, programs=programs)
-        ratios.append(ratio)
-        lines.append([one.name, "adopted" if decision.adopted else "kept", f"{ratio:.4f}", decision.reason])
-        print(*lines[-1], file=sys.stderr, flush=True)
-    better, not_worse = np.mean(np.asarray(ratios) < 0.99), np.mean(np.asarray(ratios) <= 1.005)
-    rows = [
-        Row(name="CRPS over the default's, later ticks", figure_to_reach="< 1", measured=geometric_mean(ratios)),
-        Row(name="better by more than 1 %", figure_to_reach=">= 0.30", measured=float(better), unit="of series"),
-        Row(
-            name="not worse by more than 0.5 %", figure_to_reach=">= 0.85", measured=float(not_worse), unit="of series"
-        ),
+def gain_table(
+    part: Path, *, tier: str, trials: int | None, share: float, precision: str, only: Sequence[str], jobs: int
+) -> str:
+    """The outcome by series, and how many became better or worse, in the whole suite and in every other series."""
+    first, *rest = load_series(part, ("point",), only=only)
+
+    def one(series: Series, programs: Any = None) -> tuple[Decision, tuple[float, float], Any]:
+        found = tuned(series, tier=tier, trials=trials, share=share, precision=precision, programs=programs)
+        print(f"\r{series.name}: {found[1]} {found[0].reason}", file=sys.stderr, flush=True)
+        return found
+
+    outcomes = [one(first)]  # it makes the program for all
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes += pool.map(lambda series: one(series, outcomes[0][2]), rest)
+    lines = [
+        [series.name, "adopted" if decision.adopted else "kept", f"{crps:.4f}", f"{error:.4f}", decision.reason]
+        for series, (decision, (crps, error), _) in zip([first, *rest], outcomes, strict=True)
     ]
-    return format_columns(["series", "", "later", "why"], lines, left=2) + "\n" + format_rows(rows)
+    ratios = np.asarray([ratio for _, ratio, _ in outcomes])
+    rows = []
+    for score, column in (("CRPS", ratios[:, 0]), ("absolute error", ratios[:, 1])):
+        for which, part_of in (("", column), (", even series", column[0::2]), (", odd series", column[1::2])):
+            if not len(part_of):
+                continue
+            reach = ("< 1", ">= 0.30", ">= 0.85") if score == "CRPS" and not which else ("-", "-", "-")
+            mean = geometric_mean(part_of.tolist())
+            better, not_worse = float(np.mean(part_of < 0.99)), float(np.mean(part_of <= 1.005))
+            rows += [
+                Row(name=f"{score} over the default's, later ticks{which}", figure_to_reach=reach[0], measured=mean),
+                Row(name="better by more than 1 %", figure_to_reach=reach[1], measured=better, unit="of series"),
+                Row(
+                    name="not worse by more than 0.5 %", figure_to_reach=reach[2], measured=not_worse, unit="of series"
+                ),
+            ]
+    columns = ["series", "", "CRPS later", "MAE later", "why"]
+    return format_columns(columns, lines, left=2) + "\n" + format_rows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tuning", description="Speed and gain of tuning.")
-    parser.add_argument("--tier", type=Tier, choices=list(Tier), default=Tier.FAST)
-    parser.add_argument("--trials", type=int, help="trials (default: 50 fast, 500 deep, 60 with --gain)")
+    parser.add_argument("--tier", choices=[str(tier) for tier in Tier], help="(default: fast, sensitive with --gain)")
+    parser.add_argument("--trials", type=int, help="trials (default: as the settings say)")
     parser.add_argument("--ticks", type=int, default=5000, help="ticks of a symbol")
     parser.add_argument("--symbols", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16, help="candidates evaluated together")
@@ -183,17 +202,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("float64", "float32"), default="float64")
     parser.add_argument("--gain", type=Path, metavar="PATH_TO_SUITE_PART", help="tune the point series of this part")
     parser.add_argument("--share", type=float, default=0.65, help="first part of each series that is tuned on")
+    parser.add_argument("--jobs", type=int, default=2, help="series that are tuned side by side, with --gain")
     parser.add_argument("--only", default="", help="only series whose name contains one of these, comma-separated")
     options = parser.parse_args(arguments)
     if options.gain:
         only = [text for text in options.only.split(",") if text]
-        trials = options.trials or 60
-        print(gain_table(options.gain, trials=trials, share=options.share, precision=options.precision, only=only))
+        table = gain_table(
+            options.gain,
+            tier=options.tier or Tier.SENSITIVE,
+            trials=options.trials,
+            share=options.share,
+            precision=options.precision,
+            only=only,
+            jobs=options.jobs,
+        )
+        print(table)
         return 0
     rows = campaign(
         synthetic(options.ticks, options.symbols),
-        options.tier,
-        trials=options.trials or TRIALS[options.tier],
+        options.tier or Tier.FAST,
+        trials=options.trials,
         batch=options.batch,
         precision=options.precision,
         num_structures=options.structures,

@@ -73,7 +73,9 @@ class FoldedBowl:
 
 def settings_for(directory: pathlib.Path, **changes: Any) -> MetaOptimizationConfig:
     """Settings of the tuner with the campaigns in ``directory``."""
-    return MetaOptimizationConfig(checkpoint_path=str(directory), **{"patience_trials": 0, **changes})
+    return MetaOptimizationConfig(
+        checkpoint_path=str(directory), **{"patience_trials": 0, "default_tier": "fast", **changes}
+    )
 
 
 def essence(records: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -300,9 +300,15 @@ def _add_tuning_commands(tune: argparse.ArgumentParser, report: argparse.Argumen
             "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
         )
     tune.add_argument("--trials", type=_positive, metavar="N", help="trials of the whole campaign (settings: 50)")
-    tune.add_argument("--deep", action="store_true", help="all 23 parameters and 500 trials in place of 6 and 50")
+    tiers = tune.add_mutually_exclusive_group()
+    tiers.add_argument(
+        "--tier",
+        choices=("fast", "sensitive", "deep", "wide"),
+        help="search 6 parameters, the 9 that move forecasts most, 23, or 30 (settings: sensitive)",
+    )
+    tiers.add_argument("--deep", action="store_const", const="deep", dest="tier", help="the same as --tier deep")
     tune.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where campaigns are kept (settings: io/tuning)")
-    tune.add_argument("--name", type=_name, metavar="NAME", help="the campaign's name (usp-fast or usp-deep)")
+    tune.add_argument("--name", type=_name, metavar="NAME", help="the campaign's name (usp-TIER)")
     tune.add_argument("--seed", type=_natural, metavar="S", help="what the draws depend on (settings: 42)")
     tune.add_argument(
         "--time-limit", type=_seconds, metavar="SECONDS", help="begin no batch after that time (settings: 7 days)"
@@ -354,7 +360,7 @@ def _tune_or_report(parsed: argparse.Namespace) -> int:
             out=parsed.out,
             name=parsed.name,
             trials=parsed.trials,
-            deep=parsed.deep,
+            tier=parsed.tier,
             resume=parsed.resume,
             fresh=parsed.fresh,
             time_limit_s=parsed.time_limit,

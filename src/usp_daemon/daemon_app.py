@@ -101,7 +101,8 @@ async def _serve(
 ) -> ExitCode:
     settings = loaded.settings
     registry = new_registry()
-    metrics = ServiceMetrics(registry)
+    named = [symbol for part in settings.telemetry.symbols.split(",") if (symbol := part.strip())]
+    metrics = ServiceMetrics(registry, symbols=named, top_symbols=settings.telemetry.top_symbols)
     health = Health(stall_timeout_s=settings.service.stall_timeout_s)
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:

@@ -23,14 +23,17 @@ from usp_daemon.transport import FileSource, InputError, InputFile, inspect_file
 from usp_daemon.tuning import (
     BatchEvaluator,
     BayesianMetaOptimizer,
-    Campaign,
+    FoldPlan,
+    History,
+    HistoryError,
     MetaOptimizationConfig,
     OptimizationResult,
     Progress,
     StopReason,
     StorageError,
+    StoredCampaign,
     Summary,
-    TrialRecord,
+    WalkForwardEvaluator,
     campaign_names,
     load_meta_optimization_config,
     proposal_of,
@@ -64,7 +67,7 @@ class TuneOptions:
     out: pathlib.Path | None = None
     name: str | None = None
     trials: int | None = None
-    deep: bool = False
+    tier: str | None = None
     resume: bool = False
     fresh: bool = False
     time_limit_s: float | None = None
@@ -92,15 +95,10 @@ def walk_forward_evaluator(arrays: Arrays, settings: Settings, meta_config: Meta
 
     Raises ``InputError`` where no symbol has ticks enough for the folds.
     """
-    from usp_daemon import tuning
-
-    parts: Any = tuning  # what it needs brings the numerical libraries, which a report does without
-    folds = parts.FoldPlan(
-        train_ratio=meta_config.train_ratio, n_folds=meta_config.n_folds, embargo=meta_config.embargo_ticks
-    )
+    folds = FoldPlan.from_settings(meta_config)
     try:
-        return parts.WalkForwardEvaluator(parts.History.from_arrays(arrays), settings, folds=folds)
-    except parts.HistoryError as error:
+        return WalkForwardEvaluator(History.from_arrays(arrays), settings, folds=folds)
+    except HistoryError as error:
         raise InputError(f"these ticks cannot be tuned on: {error}") from error
 
 
@@ -119,7 +117,7 @@ def tune(
     """
     settings = load_settings(options.config)
     meta_config = _with_options(load_meta_optimization_config(settings), options)
-    tier = "deep" if options.deep else meta_config.tier
+    tier = options.tier or meta_config.tier
     name = options.name or f"usp-{tier}"
     arrays = read_ticks(options, settings, err)
     if options.fresh:
@@ -144,6 +142,9 @@ def tune(
             _say(err, f"continuing {name} after {known} trials")
         with _stopping(optimizer, err):
             result = optimizer.optimize(total_trials=total)
+            if result.stop_reason is not StopReason.ASKED:
+                _say(err, "judging the best trial on the ticks that were kept from the search")
+                optimizer.decide()
     _print_end(options, optimizer, result, out, err)
     return result.stop_reason is not StopReason.ASKED
 
@@ -152,10 +153,11 @@ def report(options: ReportOptions, out: Console) -> None:
     """Print what came of a campaign. Raises ``ConfigError`` and ``TuningError``."""
     settings = load_settings(options.config)
     meta_config = load_meta_optimization_config(settings)
-    campaign, records = _found(options.campaign, meta_config)
+    campaign, records, decision = found = _found(options.campaign, meta_config)
     summary = summarise(
         campaign,
         records,
+        decision=decision,
         patience_trials=meta_config.patience_trials,
         min_improvement=meta_config.min_improvement,
         audit=_audit_entries(options.audit) if options.audit is not None else (),
@@ -163,7 +165,7 @@ def report(options: ReportOptions, out: Console) -> None:
     if options.html is not None:
         write_html_report(options.html, summary, campaign, records)
     if options.as_json:
-        _plain(out, _as_json(summary, campaign, records))
+        _plain(out, _as_json(summary, found))
     elif options.propose:
         _plain(out, proposal_of(summary).rstrip("\n"))
     else:
@@ -279,6 +281,7 @@ def _print_end(
         summary = summarise(
             optimizer.campaign,
             optimizer.records,
+            decision=optimizer.decision,
             patience_trials=config.patience_trials,
             min_improvement=config.min_improvement,
         )
@@ -289,7 +292,7 @@ def _print_end(
         _say(err, f"stopped after {result.n_trials} trials; the same command continues the campaign")
 
 
-def _found(wanted: str | None, meta_config: MetaOptimizationConfig) -> tuple[Campaign, list[TrialRecord]]:
+def _found(wanted: str | None, meta_config: MetaOptimizationConfig) -> StoredCampaign:
     if wanted is None:
         names = campaign_names(meta_config)
         if len(names) != 1:
@@ -315,11 +318,11 @@ def _audit_entries(path: pathlib.Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _as_json(summary: Summary, campaign: Campaign, records: Sequence[TrialRecord]) -> str:
+def _as_json(summary: Summary, found: StoredCampaign) -> str:
     content = {
         "summary": msgspec.to_builtins(summary),
-        "campaign": msgspec.to_builtins(campaign),
-        "trials": [msgspec.to_builtins(record) for record in records],
+        "campaign": msgspec.to_builtins(found.campaign),
+        "trials": [msgspec.to_builtins(record) for record in found.records],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 

@@ -52,7 +52,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_campaign_from_files_to_report(run: Any, ticks: Path, tmp_path: Path) -> None:
-    code, out, err = run("tune", ticks, "--time-unit", "s", "--out", tmp_path / "c", "--trials", 24)
+    code, out, err = run("tune", ticks, "--tier", "fast", "--time-unit", "s", "--out", tmp_path / "c", "--trials", 24)
     assert code == 0
     assert "Total Trials: 24" in out
     assert "1 lines are no ticks" in err and "24/24 trials, best" in err
@@ -72,16 +72,16 @@ def test_campaign_from_files_to_report(run: Any, ticks: Path, tmp_path: Path) ->
 
 
 def test_same_command_continues(run: Any, ticks: Path, tmp_path: Path) -> None:
-    command = ("tune", ticks, "--time-unit", "s", "--out", tmp_path / "c")
+    command = ("tune", ticks, "--tier", "fast", "--time-unit", "s", "--out", tmp_path / "c")
     assert run(*command, "--trials", 10)[0] == 0
     code, _, err = run(*command, "--trials", 20, "--resume")
     assert code == 0 and "continuing usp-fast after 10 trials" in err
-    whole = run("tune", ticks, "--time-unit", "s", "--out", tmp_path / "d", "--trials", 20)[1]
+    whole = run("tune", ticks, "--tier", "fast", "--time-unit", "s", "--out", tmp_path / "d", "--trials", 20)[1]
     assert run("report", tmp_path / "c" / "usp-fast.journal")[1].splitlines()[:22] == whole.splitlines()[:22]
 
 
 def test_fresh_puts_the_old_one_away(run: Any, ticks: Path, tmp_path: Path) -> None:
-    command = ("tune", ticks, "--time-unit", "s", "--out", tmp_path / "c", "--trials", 4)
+    command = ("tune", ticks, "--tier", "fast", "--time-unit", "s", "--out", tmp_path / "c", "--trials", 4)
     run(*command)
     code, _, err = run(*command, "--seed", 9)
     assert code == 2 and "begun with other settings or data: seed (42 then, 9 now)" in err
@@ -91,15 +91,15 @@ def test_fresh_puts_the_old_one_away(run: Any, ticks: Path, tmp_path: Path) -> N
 
 
 def test_resume_insists_on_a_campaign(run: Any, ticks: Path, tmp_path: Path) -> None:
-    code, _, err = run("tune", ticks, "--time-unit", "s", "--out", tmp_path / "c", "--resume")
+    code, _, err = run("tune", ticks, "--tier", "fast", "--time-unit", "s", "--out", tmp_path / "c", "--resume")
     assert code == 1 and "no campaign 'usp-fast'" in err
     with pytest.raises(SystemExit):
         run("tune", ticks, "--resume", "--fresh")
 
 
 def test_proposal_is_a_configuration(run: Any, ticks: Path, tmp_path: Path) -> None:
-    command = ("tune", ticks, "--time-unit", "s", "--out", tmp_path / "c", "--trials", 16, "--propose")
-    code, out, _ = run(*command)
+    command = ("tune", ticks, "--tier", "fast", "--time-unit", "s", "--out", tmp_path / "c", "--trials", 16)
+    code, out, _ = run(*command, "--propose")
     assert code == 0
     changed = parse_settings(tomllib.loads(out))
     assert changed.content_hash() != Settings().content_hash()
@@ -115,7 +115,8 @@ def test_deep_campaign(run: Any, ticks: Path, tmp_path: Path) -> None:
 def test_settings_of_the_file_hold(run: Any, ticks: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
-        '[meta_optimization]\ncheckpoint_path = "kept"\nn_trials = 12\nembargo_ticks = 9\n[wire]\ntime_unit = "s"\n'
+        '[meta_optimization]\ncheckpoint_path = "kept"\nn_trials = 12\ndefault_tier = "fast"\nembargo_ticks = 9\n'
+        '[wire]\ntime_unit = "s"\n'
     )
     code, out, _ = run("tune", ticks, "--config", config)
     assert code == 0 and "Total Trials: 12" in out
@@ -179,7 +180,7 @@ def test_signal_ends_it_after_the_batch_and_a_second_at_once(
 ) -> None:
     """The batch takes a second to finish after the first signal, or a minute that the second does not wait for."""
     directory = tmp_path / "c"
-    command = ["tune", str(ticks), "--time-unit", "s", "--out", str(directory), "--trials", "40"]
+    command = ["tune", str(ticks), "--tier", "fast", "--time-unit", "s", "--out", str(directory), "--trials", "40"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, "0.3" if times == 1 else "60", *command],
         cwd=Path(__file__).resolve().parent.parent,

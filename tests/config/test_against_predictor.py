@@ -58,7 +58,7 @@ def test_search_ranges_lie_in_the_ranges_of_what_they_search() -> None:
     ends = [
         spec for spec in SPECS.values() if spec.section == "meta_optimization" and spec.name.endswith(("_min", "_max"))
     ]
-    assert len(ends) == 2 * 23
+    assert len(ends) == 2 * 30
     for end in ends:
         target = by_name[end.name[:-4]]
         assert (end.key.low, end.key.high, end.kind) == (target.key.low, target.key.high, target.kind), end.path

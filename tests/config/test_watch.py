@@ -358,3 +358,12 @@ async def test_a_thousand_random_edits_never_crash_it_and_are_never_seen_half(fi
                     break
         editing.join()
     assert num_events >= 20
+
+
+async def test_what_was_forgotten_is_told_again_and_only_once(file):
+    async with watching(file, poll_interval_s=0.05) as watcher:
+        watcher.forget()
+        assert await next_value(watcher) == 0.5
+        by_rename(file, text_of(0.6))
+        # the next event is that of the change: the former content was told once
+        assert await next_value(watcher) == 0.6

@@ -25,7 +25,7 @@ from usp_daemon.live_tuning import (
 from usp_daemon.live_tuning._campaign import cpu_seconds
 from usp_daemon.live_tuning._search import _short
 from usp_daemon.persistence import TickRing
-from usp_daemon.tuning import HistoryError
+from usp_daemon.tuning import FoldPlan, HistoryError
 
 KEY = "orchestration.cusum_k"
 SCRIPT = pathlib.Path(__file__).with_name("quick_campaign.py")
@@ -42,7 +42,10 @@ def record(directory, count=1_000, symbols=("a", "b")):
 
 
 def request_for(tmp_path, *, applies=("traced",), proposes=("structural",), **sections):
-    document = {"meta_optimization": {"checkpoint_path": str(tmp_path / "campaigns"), "n_trials": 40}, **sections}
+    section = {"checkpoint_path": str(tmp_path / "campaigns"), "n_trials": 40, "default_tier": "fast"}
+    document = {"meta_optimization": section}
+    for section, values in sections.items():
+        document[section] = {**document.get(section, {}), **values}
     values = dict(parse_settings(document, source="test").items())
     secrets = {"kafka.sasl_password", "meta_optimization.storage_url", "kafka.ssl_key_password"}
     return CampaignRequest(
@@ -63,9 +66,9 @@ def test_the_best_is_approached_within_the_trust_region_and_judged_on_unseen_tic
     record(tmp_path / "ticks")
     seen = []
     decision, progress = run(request_for(tmp_path), seen)
-    search, judge = seen
+    (judge,) = seen
     # Of 1,000 ticks of two symbols a quarter is left for the judgement.
-    assert search.history.num_ticks == 1_500 and judge.history.num_ticks == 2_000 and judge.plan.train_ratio == 0.75
+    assert judge.history.num_ticks == 2_000 and judge.plan == FoldPlan()
     # 0.5 may become 0.75 at once, wherever above that the search found its best.
     assert set(decision.apply) and decision.apply[KEY] == pytest.approx(0.75, rel=0.08)
     assert decision.apply[KEY] <= 0.75 and len(str(decision.apply[KEY])) <= 8
@@ -87,7 +90,7 @@ def test_what_does_not_hold_on_unseen_ticks_is_left(tmp_path):
 
 def test_a_gain_below_what_is_asked_for_is_none(tmp_path):
     record(tmp_path / "ticks")
-    decision, _ = run(request_for(tmp_path, tuning={"min_gain": 0.5}))
+    decision, _ = run(request_for(tmp_path, meta_optimization={"min_gain": 0.5}))
     assert not decision.apply and not decision.propose
 
 
@@ -114,7 +117,7 @@ def test_no_structure_is_searched_where_nothing_may_come_of_it(tmp_path):
     record(tmp_path / "ticks")
     seen = []
     decision, _ = run(request_for(tmp_path, proposes=()), seen, depth_gain=0.4)
-    assert {each["log_sig_depth"] for each in seen[0].asked} == {3}
+    assert seen[0].asked and {each.get("log_sig_depth", 3) for each in seen[0].asked} == {3}
     assert decision.apply and not decision.propose
 
 
@@ -151,7 +154,8 @@ def test_an_interrupted_campaign_goes_on_with_the_same_ticks(tmp_path):
     record(tmp_path / "ticks", count=3_000, symbols=("c",))  # what is recorded meanwhile
     decision, _ = run(request, second)
     assert second[0].history.names == first[0].history.names == ("a", "b")
-    assert len(first[0].asked) + len(second[0].asked) == 40, "finished trials were evaluated again"
+    num_judged = len(decision.evidence["verdicts"])
+    assert len(first[0].asked) + len(second[0].asked) == 40 + num_judged, "finished trials were evaluated again"
     whole = request_for(tmp_path / "other")
     record(tmp_path / "other" / "ticks")
     assert run(whole)[0].apply == decision.apply

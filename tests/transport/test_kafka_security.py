@@ -142,6 +142,7 @@ async def test_plaintext_against_tls_hints_at_the_protocol(secured):
     [
         ({"ssl_ca_file": "/nowhere"}, r"kafka\.ssl_ca_file = '/nowhere' cannot be read"),
         ({"ssl_key_file": __file__}, "ssl_certificate_file is not"),
+        ({"ssl_key_password_file": "/nowhere"}, "ssl_key_password_file = '/nowhere' cannot be read: No such file"),
         ({"ssl_ca_file": __file__}, "not PEM"),
         ({"security_protocol": "SASL_SSL"}, "needs kafka.sasl_username and a password"),
         (

@@ -16,6 +16,7 @@ from usp_daemon.tuning import (
     History,
     HistoryError,
     Progress,
+    TooShortError,
     UnknownParameterError,
     WalkForwardEvaluator,
 )
@@ -237,8 +238,22 @@ def test_the_fingerprint_is_that_of_ticks_base_and_folds() -> None:
 
 
 def test_the_plan_is_that_of_the_settings() -> None:
-    plan = FoldPlan.from_settings(Settings(meta_optimization=MetaOptimization(train_ratio=0.6, n_folds=4)))
-    assert (plan.train_ratio, plan.n_folds) == (0.6, 4)
+    plan = FoldPlan.from_settings(
+        Settings(meta_optimization=MetaOptimization(train_ratio=0.6, n_folds=4, embargo_ticks=7))
+    )
+    assert plan == FoldPlan(train_ratio=0.6, n_folds=4, embargo=7)
+    section = MetaOptimization(holdout=0.4, validation_folds=3)
+    assert FoldPlan.from_settings(section) == FoldPlan(n_validation=3, holdout=0.4)
+
+
+def test_the_newest_share_is_kept_from_the_search() -> None:
+    plan = FoldPlan(train_ratio=0.5, n_folds=3, n_validation=2, embargo=10, min_test=20, holdout=0.4)
+    tests = [fold.test for fold in plan.split(1000)]
+    assert tests == [slice(310, 400), slice(410, 500), slice(510, 600), slice(610, 800), slice(810, 1000)]
+    alone = FoldPlan(train_ratio=0.5, n_folds=3, n_validation=0, embargo=10, min_test=20)
+    assert tests[:3] == [fold.test for fold in alone.split(600)]
+    with pytest.raises(TooShortError):
+        FoldPlan(train_ratio=0.3, n_folds=1, n_validation=5, holdout=0.1).split(1000)
 
 
 def test_a_score_that_is_none_is_refused() -> None:

@@ -6,12 +6,21 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optuna
 import pytest
 
 from numerics import series
 from usp_daemon import core
-from usp_daemon.config import Settings
-from usp_daemon.tuning import FoldPlan, History, SearchSpace, WalkForwardEvaluator, candidate_config
+from usp_daemon.config import MetaOptimization, Settings
+from usp_daemon.tuning import (
+    FoldPlan,
+    History,
+    WalkForwardEvaluator,
+    candidate_config,
+    parameters_of,
+    search_space,
+)
+from usp_daemon.tuning._space import repaired, structural_names
 
 pytestmark = pytest.mark.slow
 
@@ -85,9 +94,11 @@ def test_the_base_is_worth_exactly_one_and_a_twin_of_it_too() -> None:
 
 
 def test_company_changes_no_bit() -> None:
-    space = SearchSpace.from_settings(Settings())
-    generator = np.random.default_rng(0)
-    candidates = [{**space.random_candidate(generator), "cusum_k": 0.5, "cusum_h": 20.0} for _ in range(11)]
+    space = search_space(MetaOptimization(), "wide")
+    traced = {name: drawn for name, drawn in space.items() if name not in structural_names(space)}
+    drawer = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [repaired(drawer.ask(traced).params, traced) for _ in range(11)]
+    candidates = [{**one, "cusum_k": 0.5, "cusum_h": 20.0} for one in drawn]
     together = judge().evaluate_batch(candidates)
     alone = judge().evaluate_batch(candidates[7:8])[0]
     assert alone.fold_values == together[7].fold_values
@@ -146,25 +157,25 @@ def wide() -> WalkForwardEvaluator:
     return WalkForwardEvaluator(history(columns), Settings(), folds=PLAN, keep_programs=False)
 
 
-SPACE = SearchSpace.from_settings(Settings())
+TRACED = [one for one in parameters_of("wide") if not one.is_structural]
 
 
 @functools.cache
 def traced_values() -> dict[str, tuple[float, ...]]:
     """Values at both ends of every traced parameter's range, all in one batch."""
     candidates = []
-    for one in SPACE.traced:
-        for place in (0.0, 1.0):
-            candidates.append({one.name: one.at(place)})
-            if one.name == "cusum_h":  # below the asked rate's own threshold nothing is run
-                candidates[-1] = {"cusum_h": 13.5 if place == 0.0 else 40.0}
+    for one in TRACED:
+        for end in ("min", "max"):
+            candidates.append({one.name: getattr(MetaOptimization(), f"{one.name}_{end}")})
+            if one.name == "cusum_h" and end == "min":  # below the asked rate's own threshold nothing is run
+                candidates[-1] = {"cusum_h": 13.5}
     found = wide().evaluate_batch(candidates)
     values = [one.fold_values for one in found]
-    return {one.name: (*values[2 * k], *values[2 * k + 1]) for k, one in enumerate(SPACE.traced)}
+    return {one.name: (*values[2 * k], *values[2 * k + 1]) for k, one in enumerate(TRACED)}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("one", SPACE.traced, ids=lambda one: one.name)
+@pytest.mark.parametrize("one", TRACED, ids=lambda one: one.name)
 def test_every_traced_parameter_moves_the_objective(one) -> None:  # type: ignore[no-untyped-def]
     values = traced_values()[one.name]
     assert len(values) == 2 * PLAN.n_folds

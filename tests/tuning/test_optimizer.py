@@ -39,7 +39,8 @@ def optimizer_for(evaluator: Any, base: Settings | None = None, **changes: Any) 
 
 def test_usage_of_the_specification() -> None:
     """Chapter 8.2.3: a plain function, a result with best_params."""
-    optimizer = BayesianMetaOptimizer(bowl, MetaOptimizationConfig(), storage=optuna.storages.InMemoryStorage())
+    config = MetaOptimizationConfig(default_tier="fast")
+    optimizer = BayesianMetaOptimizer(bowl, config, storage=optuna.storages.InMemoryStorage())
     assert optimizer.study is None
     result = optimizer.optimize(n_trials=40)
     assert result.n_trials == len(result.study.trials) == 40

@@ -13,8 +13,18 @@ import pytest
 
 from tuning_landscapes import FoldedBowl, bowl, settings_for
 from usp_daemon.config import Settings, parse_settings
-from usp_daemon.tuning import BayesianMetaOptimizer, _svg, proposal_of, summarise, text_of, write_html_report
+from usp_daemon.tuning import (
+    BayesianMetaOptimizer,
+    Decision,
+    _svg,
+    proposal_of,
+    read_stored,
+    summarise,
+    text_of,
+    write_html_report,
+)
 from usp_daemon.tuning._importance import forest_shares, parameter_importance
+from usp_daemon.tuning._scorecard import Scorecard
 
 AUDIT = [
     {
@@ -72,6 +82,71 @@ def test_tier_is_the_campaigns_own_not_guessed() -> None:
     text = optimizer.generate_optimization_report()
     assert "Tier: deep_tuning" in text
     assert "Parameter Importance: not available (needs 20 complete trials, there are 3)" in text
+
+
+def test_what_was_decided_for_is_proposed_even_if_it_is_not_the_best(optimizer: BayesianMetaOptimizer) -> None:
+    records = optimizer.records
+    feasible = sorted((record for record in records if record.is_feasible), key=lambda record: record.value or 0.0)
+    second = feasible[1]
+    passed = Decision(True, "2.00% less", dict(second.candidate), second.value or 0.0, 0.02, 0.01, 8)
+    summary = summarise(optimizer.campaign, records, decision=passed)
+    text = text_of(summary)
+    assert "Decision: adopt these: 2.00% less" in text and f"    trial {second.number}: what was better" in text
+    assert "2.00% +- 1.00% (8 blocks)" in text
+    proposed = parse_settings(tomllib.loads(proposal_of(summary)))
+    assert proposed["orchestration.cusum_k"] == second.candidate["cusum_k"] != feasible[0].candidate["cusum_k"]
+    json.loads(msgspec.json.encode(summary))
+
+
+def test_nothing_is_proposed_that_did_not_prove_itself(optimizer: BayesianMetaOptimizer) -> None:
+    best = min((record for record in optimizer.records if record.is_feasible), key=lambda record: record.value or 0.0)
+    failed = Decision(False, "too small", dict(best.candidate), 0.9, 0.001, 0.01, 8)
+    summary = summarise(optimizer.campaign, optimizer.records, decision=failed)
+    words = "keep the default: no candidate proved itself on ticks it was not chosen on (too small)"
+    assert f"Decision: {words}" in text_of(summary)
+    assert tomllib.loads(proposal_of(summary)) == {} and words in proposal_of(summary)
+    assert "Decision: not yet" in text_of(summarise(optimizer.campaign, optimizer.records))
+
+
+class Proving(FoldedBowl):
+    """The bowl with ticks kept from the search, on which every candidate does as well as at ``holds``."""
+
+    num_selection_folds = 0
+
+    def __init__(self, holds: float) -> None:
+        super().__init__()
+        self.holds = holds
+
+    @property
+    def base_scorecard(self) -> Scorecard:
+        return self._card(1.0)
+
+    def scorecard(self, candidate: Any) -> Scorecard:
+        return self._card(self.holds)
+
+    def validation_constraint(self, card: Scorecard) -> float:
+        return 0.0
+
+    def _card(self, loss: float) -> Scorecard:
+        card = Scorecard.empty(1, 2)
+        card.count[:], card.loss[:] = 10, 10.0 * loss
+        return card
+
+
+@pytest.mark.parametrize(("holds", "adopted"), [(0.9, True), (1.1, False)])
+def test_a_decision_is_kept_until_there_are_more_trials(tmp_path: pathlib.Path, holds: float, adopted: bool) -> None:
+    config = settings_for(tmp_path)
+    first = BayesianMetaOptimizer(Proving(holds), config, Settings())
+    first.optimize(8)
+    assert first.decision is None
+    made = first.decide()
+    assert made is not None and made.adopted == adopted
+    stored = read_stored(config, "usp-fast")
+    assert stored.decision == made == first.decision
+    again = BayesianMetaOptimizer(Proving(holds), config, Settings())
+    again.optimize(8)
+    assert read_stored(config, "usp-fast").decision is None
+    assert BayesianMetaOptimizer(bowl, settings_for(tmp_path / "b"), Settings()).decide() is None
 
 
 def test_convergence() -> None:

@@ -15,7 +15,9 @@ from usp_daemon.tune_commands import walk_forward_evaluator
 from usp_daemon.tuning import (
     BayesianMetaOptimizer,
     CampaignMismatchError,
+    DecisionRule,
     MetaOptimizationConfig,
+    WalkForwardEvaluator,
     load_meta_optimization_config,
     search_space,
 )
@@ -24,13 +26,16 @@ NAMES = [spec.name for spec in SPECS.values() if spec.section == "meta_optimizat
 ENDS = [name for name in NAMES if name.endswith(("_min", "_max"))]
 # Another value than the default for each key that is no end of a range.
 # Those of the two kinds of tests below.
-ELSEWHERE = {"train_ratio", "n_folds", "embargo_ticks", "max_deep_tuning_iterations", "min_improvement"}
+FOLDS = {"train_ratio", "n_folds", "embargo_ticks", "holdout", "validation_folds"}
+RULE = {"min_gain", "min_standard_errors"}
+ELSEWHERE = {*FOLDS, *RULE, "max_deep_tuning_iterations", "min_improvement"}
 OTHERS: dict[str, Any] = {
     "n_trials": 12,
     "n_startup_trials": 4,
     "max_deep_tuning_iterations": 9,
     "multivariate": False,
     "enable_deep_tuning": True,
+    "default_tier": "deep",
     "batch_size": 3,
     "max_structures": 2,
     "pruning": False,
@@ -43,6 +48,10 @@ OTHERS: dict[str, Any] = {
     "train_ratio": 0.5,
     "n_folds": 3,
     "embargo_ticks": 7,
+    "holdout": 0.3,
+    "validation_folds": 3,
+    "min_gain": 0.4,
+    "min_standard_errors": 9.0,
 }
 
 
@@ -76,7 +85,7 @@ def test_constructor_refuses_what_the_schema_refuses() -> None:
 @pytest.mark.parametrize("name", ENDS)
 def test_end_of_a_range_bounds_what_is_tried(name: str) -> None:
     parameter, which = name[:-4], name[-3:]
-    default = search_space(MetaOptimizationConfig(), "deep")[parameter]
+    default = search_space(MetaOptimizationConfig(), "wide")[parameter]
     spec = SPECS[f"meta_optimization.{name}"]
     low, high = (getattr(MetaOptimization(), f"{parameter}_{end}") for end in ("min", "max"))
     other: Any = low + (high - low) / 4 if which == "min" else high - (high - low) / 4
@@ -84,7 +93,7 @@ def test_end_of_a_range_bounds_what_is_tried(name: str) -> None:
         other = low * 2 if which == "min" else high // 2
     elif spec.kind is int:
         other = low + 1 if which == "min" else high - 1
-    changed = search_space(MetaOptimizationConfig(**{name: other}), "deep")[parameter]
+    changed = search_space(MetaOptimizationConfig(**{name: other}), "wide")[parameter]
     assert changed != default
     if isinstance(changed, optuna.distributions.CategoricalDistribution):
         values: Any = changed.choices
@@ -107,7 +116,14 @@ def outcome(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **changes: 
 
     evaluator = FoldedBowl()
     config = MetaOptimizationConfig(
-        **{"n_trials": 40, "max_deep_tuning_iterations": 10, "checkpoint_path": "here", "patience_trials": 0, **changes}
+        **{
+            "n_trials": 40,
+            "max_deep_tuning_iterations": 10,
+            "checkpoint_path": "here",
+            "patience_trials": 0,
+            "default_tier": "fast",
+            **changes,
+        }
     )
     optimizer = BayesianMetaOptimizer(evaluator, config, Settings(), worker="here", clock_fn=clock)
     optimizer.optimize()
@@ -133,39 +149,31 @@ def test_remaining_keys_change_a_campaign(tmp_path: pathlib.Path, monkeypatch: p
     )
 
 
-def test_validation_keys_reach_the_evaluator(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are what the evaluator is built with, and part of the campaign's identity."""
-    built: list[dict[str, Any]] = []
-
-    class Stand:
-        def __init__(self, *history_and_settings: Any, **options: Any) -> None:
-            built.append(options)
-            if history_and_settings and not history_and_settings[0]:
-                raise TooShort("too short")
-
-        @staticmethod
-        def from_arrays(arrays: Any) -> Any:
-            return arrays
-
-    class TooShort(ValueError):
-        pass
-
-    for part, stand in (
-        ("WalkForwardEvaluator", Stand), ("History", Stand), ("FoldPlan", Stand), ("HistoryError", TooShort),
-    ):  # fmt: skip
-        monkeypatch.setattr(f"usp_daemon.tuning.{part}", stand, raising=False)
-    values = {name: OTHERS[name] for name in ("train_ratio", "n_folds", "embargo_ticks")}
-    walk_forward_evaluator({"a": (np.zeros(1, np.int64), np.zeros(1))}, Settings(), MetaOptimizationConfig(**values))
-    assert built[0] == {"train_ratio": 0.5, "n_folds": 3, "embargo": 7}
-    assert isinstance(built[1]["folds"], Stand)
-    with pytest.raises(InputError, match="too short"):
-        walk_forward_evaluator({}, Settings(), MetaOptimizationConfig(**values))
+def test_validation_keys_reach_the_folds(tmp_path: pathlib.Path) -> None:
+    """They are what the evaluator splits by, and part of the campaign's identity."""
+    values = {name: OTHERS[name] for name in FOLDS}
+    times = 10**9 * np.arange(4000, dtype=np.int64)
+    arrays = {"a": (times, np.sin(times / 7e9))}
+    changed = walk_forward_evaluator(arrays, Settings(), MetaOptimizationConfig(**values))
+    assert isinstance(changed, WalkForwardEvaluator)
+    folds = changed._folds[0]
+    # 1,200 ticks are kept from the search in 3 blocks of 400; half of the 2,800 before is 3 folds of about 467
+    assert [fold.test for fold in folds[:3]] == [slice(1407, 1866), slice(1873, 2333), slice(2340, 2800)]
+    assert [fold.test for fold in folds[3:]] == [slice(2807, 3200), slice(3207, 3600), slice(3607, 4000)]
+    with pytest.raises(InputError, match="too few"):
+        walk_forward_evaluator({"a": (times[:99], times[:99] * 1.0)}, Settings(), MetaOptimizationConfig(**values))
     BayesianMetaOptimizer(bowl, settings_for(tmp_path), Settings()).open()
     for name, value in values.items():
         with pytest.raises(CampaignMismatchError, match=name):
             BayesianMetaOptimizer(bowl, settings_for(tmp_path, **{name: value}), Settings()).open()
 
 
+def test_rule_s_keys_reach_the_decision() -> None:
+    rule = DecisionRule.from_settings(MetaOptimizationConfig(min_gain=0.4, min_standard_errors=9.0))
+    assert rule == DecisionRule(min_gain=0.4, min_t=9.0)
+    assert DecisionRule.from_settings(Settings()) == DecisionRule()
+
+
 def test_every_key_is_accounted_for() -> None:
     assert set(NAMES) >= set(OTHERS) | set(ENDS)
-    assert len(ENDS) == 46
+    assert len(ENDS) == 60

@@ -5,79 +5,76 @@ import math
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from usp_daemon.config import SPECS, ConfigError, MetaOptimization, ParameterClass, Settings
-from usp_daemon.core import DGM_TIERS, STRUCTURAL_FIELDS, PredictorConfig, resolve_thresholds
-from usp_daemon.core._parameters import nearest_dgm_tier
+from usp_daemon.config import MUTABLE, SPECS, ConfigError, MetaOptimization, ParameterClass, Settings
+from usp_daemon.core import DGM_TIERS, STRUCTURAL_FIELDS, nearest_dgm_tier, resolve_thresholds
 from usp_daemon.tuning import (
-    SearchSpace,
+    PARAMETERS,
     Tier,
+    TuningError,
     UnknownParameterError,
     candidate_config,
     candidate_settings,
-    choose_structures,
+    parameters_of,
+    search_space,
 )
-from usp_daemon.tuning._space import Kind, network_levels, space_table
+from usp_daemon.tuning._space import space_table, with_shipped_network
 
-DEEP = SearchSpace.from_settings(Settings(), Tier.DEEP)
-FAST = SearchSpace.from_settings(Settings(), Tier.FAST)
+DEFAULT = MetaOptimization()
+FAST = ["log_sig_depth", "wtmm_buffer_size", "besov_cone_c", "cusum_k", "sinkhorn_alpha", "volatility_alpha"]
+BASE = {"dgm_width_size": 64, "dgm_depth": 4}
 
 
-def test_the_tiers_are_the_specification_s() -> None:
-    assert FAST.names == (
-        "log_sig_depth",
-        "wtmm_buffer_size",
-        "besov_cone_c",
-        "cusum_k",
-        "sinkhorn_alpha",
-        "volatility_alpha",
-    )
-    assert len(DEEP.names) == len(set(DEEP.names)) == 23
+def names(tier: str) -> list[str]:
+    return [one.name for one in parameters_of(tier)]
+
+
+def test_the_tiers_are_the_specification_s_and_two_more() -> None:
+    assert names("fast") == FAST
+    assert names("deep")[:6] == FAST and len(names("deep")) == 23
+    assert names("wide")[:23] == names("deep") and len(set(names("wide"))) == len(PARAMETERS) == 30
+    assert set(names("sensitive")) < set(names("wide"))
     keys = {field.name for field in dataclasses.fields(MetaOptimization)}
     ranged = {key.removesuffix("_min") for key in keys if key.endswith("_min")}
-    assert {name for name in ranged if f"{name}_max" in keys} == set(DEEP.names)
+    assert {name for name in ranged if f"{name}_max" in keys} == set(names("wide"))
+    with pytest.raises(TuningError, match="fast, sensitive, deep, wide"):
+        parameters_of("shallow")
 
 
-@pytest.mark.parametrize("one", DEEP.parameters, ids=lambda one: one.name)
-def test_every_parameter_stays_within_its_range_and_its_key_takes_it(one) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("one", PARAMETERS, ids=lambda one: one.name)
+def test_every_parameter_is_drawn_within_its_range_and_its_key_takes_it(one) -> None:  # type: ignore[no-untyped-def]
     spec = SPECS[one.path]
-    assert one.structural == (spec.key.parameter_class is ParameterClass.STRUCTURAL) == (one.name in STRUCTURAL_FIELDS)
-    places = np.linspace(0.0, 1.0, 101)
-    values = [one.at(float(place)) for place in places]
-    assert values == sorted(values)
-    for value in values:
-        assert type(value) is spec.kind
-        assert one.low <= value <= one.high
+    assert one.is_structural == (spec.key.parameter_class is ParameterClass.STRUCTURAL)
+    assert one.is_structural == (one.name in STRUCTURAL_FIELDS)
+    assert one.path in MUTABLE, "what is found could not be applied"
+    drawn = one.distribution(DEFAULT)
+    low, high = getattr(DEFAULT, f"{one.name}_min"), getattr(DEFAULT, f"{one.name}_max")
+    assert low <= (SPECS[one.path].default if SPECS[one.path].default != "auto" else low) <= high
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(50):
+        value = study.ask({one.name: drawn}).params[one.name]
+        assert type(value) is spec.kind and low <= value <= high
         assert spec.fit(value) == value
-    ends = (one.levels[0], one.levels[-1]) if one.levels else (one.low, one.high)
-    assert (values[0], values[-1]) == pytest.approx(ends, rel=1e-12)
-    if one.logarithmic:
-        assert math.isclose(one.at(0.5), math.sqrt(one.low * one.high), rel_tol=1e-12)
+    if isinstance(drawn, FloatDistribution):
+        assert drawn.log == one.logarithmic
+    else:
+        assert isinstance(drawn, CategoricalDistribution if spec.key.power_of_two else IntDistribution)
 
 
-def test_powers_of_two_are_levels() -> None:
-    assert DEEP["wtmm_buffer_size"].levels == (64, 128, 256, 512)
-    assert DEEP["wtmm_buffer_size"].kind is Kind.LEVELS
-    assert DEEP["log_sig_depth"].levels == (2, 3, 4, 5)
+def test_beside_the_specification_s_an_eighth_to_eight_times_the_default_is_searched() -> None:
+    for one in parameters_of("wide")[23:]:
+        drawn, default = one.distribution(DEFAULT), float(SPECS[one.path].default)  # type: ignore[arg-type]
+        assert isinstance(drawn, FloatDistribution) and drawn.log and not one.is_structural
+        assert (drawn.low, drawn.high) == pytest.approx((default / 8, default * 8))
 
 
 def test_the_ranges_are_the_settings_own() -> None:
-    narrow = MetaOptimization(cusum_k_min=0.4, cusum_k_max=0.6, wtmm_buffer_size_max=128)
-    space = SearchSpace.from_settings(narrow)
-    assert (space["cusum_k"].low, space["cusum_k"].high) == (0.4, 0.6)
-    assert space["wtmm_buffer_size"].levels == (64, 128)
-
-
-def test_random_candidates_are_accepted_and_repeat_with_the_seed() -> None:
-    drawn = [DEEP.random_candidate(np.random.default_rng(seed), {"log_sig_depth": 4}) for seed in range(30)]
-    assert drawn[3] == DEEP.random_candidate(np.random.default_rng(3), {"log_sig_depth": 4})
-    for candidate in drawn:
-        config = candidate_config(Settings(), candidate)
-        assert config.log_sig_depth == 4
-        assert config.dgm_width_size == PredictorConfig.dgm_width_size
-        for name, value in candidate.items():
-            assert getattr(config, name) == value
+    space = search_space(MetaOptimization(cusum_k_min=0.4, cusum_k_max=0.6, wtmm_buffer_size_max=128), Tier.DEEP)
+    assert space["cusum_k"] == FloatDistribution(0.4, 0.6)
+    assert space["wtmm_buffer_size"] == CategoricalDistribution([64, 128])
 
 
 def test_thresholds_follow_the_asked_rate_unless_the_candidate_sets_them() -> None:
@@ -109,29 +106,36 @@ def test_values_that_make_no_sense_together_are_refused_as_in_a_file() -> None:
         candidate_settings(Settings(), {"sinkhorn_epsilon_min": 0.1, "sinkhorn_epsilon_0": 0.05})
 
 
-def test_network_levels_resolve_to_different_shipped_networks() -> None:
-    levels = network_levels(DEEP)
-    tiers = [nearest_dgm_tier(width, depth) for width, depth in levels]
-    assert tiers == sorted(set(tiers))
-    every = {nearest_dgm_tier(w, d) for w in DEEP["dgm_width_size"].levels for d in DEEP["dgm_depth"].levels}
-    assert set(tiers) == every
-    own = {tier: pair for tier, pair in enumerate(DGM_TIERS) if pair[1] <= 6}
-    assert {tier: pair for tier, pair in zip(tiers, levels, strict=True) if tier in own} == own
+def every_pair(space):  # type: ignore[no-untyped-def]
+    widths, depths = space["dgm_width_size"], space["dgm_depth"]
+    return [(width, depth) for width in widths.choices for depth in range(depths.low, depths.high + 1)]
 
 
-def test_structures_are_few_different_and_begin_with_the_base_s() -> None:
-    base = PredictorConfig(log_sig_depth=4)
-    structures = choose_structures(DEEP, base)
-    assert structures[0] == {"log_sig_depth": 4, "dgm_width_size": 64, "dgm_depth": 4}
-    assert len(structures) <= 8
-    assert len({tuple(sorted(one.items())) for one in structures}) == len(structures)
-    for one in structures[1:]:
-        changed = {name for name in one if one[name] != structures[0][name]}
-        assert changed == {"log_sig_depth"} or (changed and changed <= {"dgm_width_size", "dgm_depth"})
-    assert choose_structures(DEEP, base, limit=3) == structures[:3]
-    assert choose_structures(FAST, base) == [{"log_sig_depth": depth} for depth in (4, 3, 5, 2)]
+def test_one_shipped_network_is_one_structure() -> None:
+    space = search_space(DEFAULT, Tier.DEEP)
+    found: dict[int, set[tuple[int, int]]] = {}
+    for width, depth in every_pair(space):
+        changed = with_shipped_network({"dgm_width_size": width, "dgm_depth": depth, "cusum_k": 0.3}, BASE, space)
+        pair = changed["dgm_width_size"], changed["dgm_depth"]
+        assert changed["cusum_k"] == 0.3 and pair in every_pair(space)
+        assert nearest_dgm_tier(*pair) == nearest_dgm_tier(width, depth)
+        found.setdefault(nearest_dgm_tier(width, depth), set()).add(pair)
+    assert all(len(pairs) == 1 for pairs in found.values()) and len(found) > 3
+    for tier, (pair,) in ((tier, tuple(pairs)) for tier, pairs in found.items()):
+        assert pair == DGM_TIERS[tier] or DGM_TIERS[tier] not in every_pair(space)
+
+
+def test_the_settings_own_pair_stands_for_its_network() -> None:
+    space = search_space(DEFAULT, Tier.DEEP)
+    own = {"dgm_width_size": 32, "dgm_depth": 6}
+    tier = nearest_dgm_tier(32, 6)
+    assert DGM_TIERS[tier] != (32, 6)
+    for width, depth in every_pair(space):
+        changed = with_shipped_network({"dgm_width_size": width, "dgm_depth": depth}, own, space)
+        assert (changed == own) == (nearest_dgm_tier(width, depth) == tier)
+    assert with_shipped_network({"cusum_k": 0.3}, {}, search_space(DEFAULT, Tier.FAST)) == {"cusum_k": 0.3}
 
 
 def test_the_documented_table_is_the_space(repository_root: Path) -> None:
     page = (repository_root / "docs" / "numerics" / "tuning.md").read_text("utf-8")
-    assert page.endswith(space_table(DEEP.parameters) + "\n")
+    assert page.endswith(space_table(DEFAULT) + "\n")

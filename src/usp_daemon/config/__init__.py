@@ -27,7 +27,7 @@ from ._process import ProcessIdentity, this_process
 from ._reference import configuration_page, default_toml, errata_page
 from ._running import ReloadOutcome, ReloadReport, ReloadTrigger, RunningDaemon
 from ._seen import SeenBase
-from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
+from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service, Telemetry
 from ._settings import SECTIONS, SPECS, Settings, document_of
 from ._source import ConfigSource, LoadedConfig
 from ._trust_region import step_toward
@@ -90,6 +90,7 @@ __all__ = [
     "Service",
     "Settings",
     "SettingsDiff",
+    "Telemetry",
     "Tuning",
     "Validation",
     "Value",

@@ -86,5 +86,15 @@ RULES: tuple[CrossFieldRule, ...] = (
         lambda password, file: not (password and file),
         "not set together with kafka.sasl_password_file",
     ),
+    CrossFieldRule(
+        ("kafka.ssl_key_password", "kafka.ssl_key_password_file"),
+        lambda password, file: not (password and file),
+        "not set together with kafka.ssl_key_password_file",
+    ),
+    CrossFieldRule(
+        ("telemetry.symbols", "telemetry.top_symbols"),
+        lambda symbols, _: len(symbols.split(",")) <= 500,
+        "of at most 500 symbols",
+    ),
     *_search_ranges(),
 )

@@ -70,29 +70,6 @@ class Tuning:
         ),
     ] = 1.2
 
-    # what counts as better
-    min_gain: Annotated[
-        float,
-        locked(
-            "Gain of score, relative to the settings in force, that a candidate must show on recorded ticks that the "
-            "search has not seen.",
-            "",
-            0.0,
-            0.5,
-            reader=_TUNER,
-        ),
-    ] = 0.01
-    holdout: Annotated[
-        float,
-        locked(
-            "Share of the recorded ticks, the newest ones, that the search does not see and its result is judged on.",
-            "",
-            0.05,
-            0.5,
-            reader=_TUNER,
-        ),
-    ] = 0.25
-
     # at what cost
     cpu_share: Annotated[
         float,

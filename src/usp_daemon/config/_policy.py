@@ -48,6 +48,11 @@ MUTABLE: Final[dict[str, MutableKey]] = {
         "sinkhorn_epsilon_min",
         "sinkhorn_epsilon_0",
         "sinkhorn_max_iter",
+        "anchor_threshold",
+        "anchor_memory_ticks",
+        "confidence_power",
+        "calibration_rate",
+        "scale_memory_ticks",
     ),
     **_mutable("kernels", Move.LEVEL, "log_sig_depth", "wtmm_buffer_size", "dgm_width_size", "dgm_depth"),
     **_mutable(
@@ -61,6 +66,8 @@ MUTABLE: Final[dict[str, MutableKey]] = {
         "sde_numel_integrations",
         "sde_diffusion_sigma",
         "kernel_ridge_lambda",
+        "kernel_a_bandwidth",
+        "kernel_a_memory_ticks",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The sections of the long-running service: [kafka], [delivery], [recovery], [service], [http] and [log]."""
+"""The sections of the long-running service: [kafka], [delivery], [recovery], [service], [http], [telemetry], [log]."""
 
 import dataclasses
 from typing import Annotated
@@ -145,6 +145,15 @@ class Kafka:
     ssl_key_password: Annotated[str, secret("Password of the private key.", reader=_SERVICE)] = dataclasses.field(
         default="", repr=False
     )
+    ssl_key_password_file: Annotated[
+        str,
+        locked(
+            "File whose first line is the password of the private key, read at start; in place of ssl_key_password.",
+            "path",
+            reader=_SERVICE,
+            may_be_empty=True,
+        ),
+    ] = ""
     ssl_check_hostname: Annotated[
         bool, locked("Whether the broker's certificate must name the host that was asked for.", reader=_SERVICE)
     ] = True
@@ -315,6 +324,24 @@ class Http:
     )
     port: Annotated[int, locked("Port to listen on; 0 takes a free one.", "", 0, 65_535, reader=_SERVICE)] = 9108
     enabled: Annotated[bool, locked("Whether to listen at all.", reader=_SERVICE)] = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """Which symbols have metrics of their own; all others are in the totals and distributions only."""
+
+    symbols: Annotated[
+        str,
+        locked(
+            "Symbols that have series of their own, with commas between; at most 500.",
+            reader=_SERVICE,
+            may_be_empty=True,
+        ),
+    ] = ""
+    top_symbols: Annotated[
+        int,
+        locked("So many of the busiest symbols have series of their own besides.", "symbols", 0, 500, reader=_SERVICE),
+    ] = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from ._daemon_sections import Compute, Io, Meta, Security, Wire
 from ._key import KeySpec, ParameterClass, Reader, Value, specs_of
 from ._live_tuning_section import Tuning
 from ._predictor_sections import Core, Kernels, Orchestration, Validation
-from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service
+from ._service_sections import Delivery, Http, Kafka, Log, Recovery, Service, Telemetry
 from ._tuning_section import MetaOptimization
 
 
@@ -35,6 +35,7 @@ class Settings:
     recovery: Recovery = dataclasses.field(default_factory=Recovery)
     service: Service = dataclasses.field(default_factory=Service)
     http: Http = dataclasses.field(default_factory=Http)
+    telemetry: Telemetry = dataclasses.field(default_factory=Telemetry)
     log: Log = dataclasses.field(default_factory=Log)
     meta_optimization: MetaOptimization = dataclasses.field(default_factory=MetaOptimization)
     tuning: Tuning = dataclasses.field(default_factory=Tuning)

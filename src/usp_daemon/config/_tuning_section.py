@@ -90,20 +90,47 @@ class MetaOptimization:
     holder_threshold_min: Annotated[float, _least("holder_threshold")] = 0.2
     holder_threshold_max: Annotated[float, _greatest("holder_threshold")] = 0.65
 
+    # beside the specification's 23
+    kernel_a_memory_ticks_min: Annotated[float, _least("kernel_a_memory_ticks")] = 125.0
+    kernel_a_memory_ticks_max: Annotated[float, _greatest("kernel_a_memory_ticks")] = 8000.0
+    kernel_a_bandwidth_min: Annotated[float, _least("kernel_a_bandwidth")] = 0.125
+    kernel_a_bandwidth_max: Annotated[float, _greatest("kernel_a_bandwidth")] = 8.0
+    anchor_threshold_min: Annotated[float, _least("anchor_threshold")] = 0.125
+    anchor_threshold_max: Annotated[float, _greatest("anchor_threshold")] = 8.0
+    anchor_memory_ticks_min: Annotated[float, _least("anchor_memory_ticks")] = 62.5
+    anchor_memory_ticks_max: Annotated[float, _greatest("anchor_memory_ticks")] = 4000.0
+    confidence_power_min: Annotated[float, _least("confidence_power")] = 1.0
+    confidence_power_max: Annotated[float, _greatest("confidence_power")] = 64.0
+    calibration_rate_min: Annotated[float, _least("calibration_rate")] = 0.0025
+    calibration_rate_max: Annotated[float, _greatest("calibration_rate")] = 0.16
+    scale_memory_ticks_min: Annotated[float, _least("scale_memory_ticks")] = 25.0
+    scale_memory_ticks_max: Annotated[float, _greatest("scale_memory_ticks")] = 1600.0
+
     # budget
-    n_trials: Annotated[int, locked("Trials of a fast campaign.", "trials", 1, 100_000, reader=Reader.TUNER)] = 50
+    default_tier: Annotated[
+        str,
+        locked(
+            "What a campaign searches unless asked otherwise: fast (6 parameters), sensitive (the 9 that move "
+            "forecasts most), deep (the specification's 23), wide (30).",
+            reader=Reader.TUNER,
+            choices=("fast", "sensitive", "deep", "wide"),
+        ),
+    ] = "sensitive"
+    n_trials: Annotated[
+        int, locked("Trials of a fast or sensitive campaign.", "trials", 1, 100_000, reader=Reader.TUNER)
+    ] = 50
     n_startup_trials: Annotated[
         int, locked("Random trials before the sampler models anything.", "trials", 1, 100_000, reader=Reader.TUNER)
     ] = 10
     max_deep_tuning_iterations: Annotated[
-        int, locked("Trials of a deep campaign.", "trials", 1, 1_000_000, reader=Reader.TUNER)
+        int, locked("Trials of a deep or wide campaign.", "trials", 1, 1_000_000, reader=Reader.TUNER)
     ] = 500
     multivariate: Annotated[bool, locked("Whether the sampler models the parameters jointly.", reader=Reader.TUNER)] = (
         True
     )
     enable_deep_tuning: Annotated[
         bool,
-        locked("Whether a campaign searches all 23 parameters, unless asked otherwise.", reader=Reader.TUNER),
+        locked("Whether default_tier is deep, whatever it says.", reader=Reader.TUNER),
     ] = False
     batch_size: Annotated[
         int,
@@ -178,7 +205,7 @@ class MetaOptimization:
 
     # walk-forward validation
     train_ratio: Annotated[
-        float, locked("Share of the history that is only trained on.", "", 0.1, 0.95, reader=Reader.TUNER)
+        float, locked("Share of what the search sees that is only trained on.", "", 0.1, 0.95, reader=Reader.TUNER)
     ] = 0.7
     n_folds: Annotated[int, locked("Test blocks after it.", "folds", 1, 100, reader=Reader.TUNER)] = 5
     embargo_ticks: Annotated[
@@ -191,3 +218,32 @@ class MetaOptimization:
             reader=Reader.TUNER,
         ),
     ] = 50
+
+    # what counts as better
+    holdout: Annotated[
+        float,
+        locked(
+            "Share of the ticks, the newest ones, that the search does not see and its result is judged on.",
+            "",
+            0.05,
+            0.5,
+            reader=Reader.TUNER,
+        ),
+    ] = 0.25
+    validation_folds: Annotated[
+        int, locked("Test blocks that the holdout is cut into.", "folds", 1, 20, reader=Reader.TUNER)
+    ] = 2
+    min_gain: Annotated[
+        float,
+        locked(
+            "Gain of score, relative to the settings in force, that a candidate must show on the holdout.",
+            "",
+            0.0,
+            0.5,
+            reader=Reader.TUNER,
+        ),
+    ] = 0.005
+    min_standard_errors: Annotated[
+        float,
+        locked("How many times its standard error that gain must be.", "", 0.0, 10.0, reader=Reader.TUNER),
+    ] = 0.5

@@ -122,6 +122,13 @@ class ConfigWatcher:
             raise self._failure
         raise StopAsyncIteration
 
+    def forget(self) -> None:
+        """Take nothing for known: what stands at the next look is reported, whether it has changed or not.
+
+        For whoever has read by himself, between two looks, what the watcher may never get to see.
+        """
+        self._known = None
+
     # Everything below runs in the watcher's thread.
 
     def _run(self) -> None:

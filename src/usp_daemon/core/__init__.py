@@ -16,6 +16,7 @@ from ._parameters import (
     STRUCTURAL_FIELDS,
     TRACED_FIELDS,
     PredictorConfig,
+    nearest_dgm_tier,
 )
 from ._regularity import RegularityResult, estimate_regularity
 from ._results import (
@@ -73,6 +74,7 @@ __all__ = [
     "initialize_batched_states",
     "initialize_state",
     "migrate_arrays",
+    "nearest_dgm_tier",
     "orchestrate_step",
     "orchestrate_step_batch",
     "refresh",

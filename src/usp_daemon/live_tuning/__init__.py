@@ -5,7 +5,7 @@ from ._campaign import CampaignProcess, CpuBudget
 from ._probation import SHADOW_TOPIC, Probation, Taps
 from ._recorder import Recorder
 from ._request import CampaignFailedError, CampaignMessage, CampaignProgress, CampaignRequest
-from ._search import classes_of, decide, run_campaign
+from ._search import choose_changes, classes_of, run_campaign
 from ._state import CampaignRecord, ChangeRecord, Decision, Phase, ProbationRecord, StateFile, Trigger, TunerState
 from ._tuner import Tuner, TunerOptions
 
@@ -31,7 +31,7 @@ __all__ = [
     "Tuner",
     "TunerOptions",
     "TunerState",
+    "choose_changes",
     "classes_of",
-    "decide",
     "run_campaign",
 ]

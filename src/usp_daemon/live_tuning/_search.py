@@ -4,7 +4,8 @@
                                                                             one judgement of the few that count
 
 The search's best value is the best of many, and so too good; nothing is applied or proposed for it. What is judged on
-the holdout is what would be done: one step within the trust region where the daemon applies it itself.
+the holdout, by the tuner's own rule, is what would be done: one step within the trust region where the daemon applies
+it itself.
 """
 
 import contextlib
@@ -12,35 +13,43 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from usp_daemon.config import SPECS, ParameterClass, Settings, Value, document_of, parse_settings, step_toward
 from usp_daemon.persistence import RecordedTicks, read_ticks
 from usp_daemon.tuning import (
+    PARAMETERS,
     BatchEvaluator,
     BayesianMetaOptimizer,
-    Evaluation,
+    DecisionRule,
     FoldPlan,
     History,
     HistoryError,
     Progress,
+    ScorecardSource,
     TrialRecord,
     WalkForwardEvaluator,
     load_meta_optimization_config,
+    path_of,
+    prove,
     replaced,
-    search_space,
 )
+from usp_daemon.tuning import Decision as Verdict
 
 from ._request import CampaignFailedError, CampaignProgress, CampaignRequest
 from ._state import Decision
 
-EvaluatorFn = Callable[[History, Settings, FoldPlan], BatchEvaluator]
+EvaluatorFn = Callable[[History, Settings, FoldPlan], "JudgingEvaluator"]
 _KEEP_JOURNALS = 20
 
 
-def walk_forward(history: History, settings: Settings, plan: FoldPlan) -> BatchEvaluator:
+class JudgingEvaluator(BatchEvaluator, ScorecardSource, Protocol):
+    """What a campaign asks of its evaluator: to judge candidates, and to prove one on the holdout."""
+
+
+def walk_forward(history: History, settings: Settings, plan: FoldPlan) -> JudgingEvaluator:
     """The predictor over recorded ticks, on one thread: the budget is a share of one core."""
     return WalkForwardEvaluator(history, settings, folds=plan, num_threads=1)
 
@@ -53,15 +62,9 @@ def run_campaign(
 ) -> Decision:
     """Search and judge. Raises :class:`CampaignFailedError` where the ticks do not suffice, and what tuning raises."""
     settings = request.settings()
-    section, holdout = settings.meta_optimization, settings.tuning.holdout
     history = _history(request)
-    plan = FoldPlan.from_settings(settings)
-    # The embargo is part of the campaign's identity; it is the same in the search and in the judgement.
-    plan = FoldPlan(train_ratio=plan.train_ratio, n_folds=plan.n_folds, n_validation=0, embargo=section.embargo_ticks)
-    last = FoldPlan(train_ratio=1.0 - holdout, n_folds=1, n_validation=0, embargo=section.embargo_ticks)
     try:
-        search = evaluator_fn(history.head(1.0 - holdout), settings, plan)
-        judge = evaluator_fn(history, settings, last)
+        judge = evaluator_fn(history, settings, FoldPlan.from_settings(settings))
     except HistoryError as error:
         raise CampaignFailedError(f"not enough recorded ticks: {error}") from error
 
@@ -75,11 +78,11 @@ def run_campaign(
 
     config = replaced(load_meta_optimization_config(settings), seed=request.seed, **_fixed_structure(request, settings))
     _remove_old(pathlib.Path(config.checkpoint_path), request.name)
-    optimizer = BayesianMetaOptimizer(search, config, settings, study_name=request.name, progress_fn=tell)
+    optimizer = BayesianMetaOptimizer(judge, config, settings, study_name=request.name, progress_fn=tell)
     optimizer.optimize(total_trials=config.total_trials(config.tier))
-    base = {SPECS_BY_NAME[name]: value for name, value in optimizer.campaign.base.items()}
+    base = {path_of(name): value for name, value in optimizer.campaign.base.items()}
     wanted = _wanted(optimizer.records, base, optimizer.campaign.structural)
-    decision = decide(request, settings, base, wanted, judge, num_trials=len(optimizer.records))
+    decision = choose_changes(request, settings, base, wanted, judge, num_trials=len(optimizer.records))
     with contextlib.suppress(OSError):
         os.unlink(request.history)
     return decision
@@ -89,22 +92,16 @@ def _fixed_structure(request: CampaignRequest, settings: Settings) -> dict[str, 
     """Where nothing may come of another structure, none is searched: each costs a compilation."""
     if ParameterClass.STRUCTURAL.value in (*request.applies, *request.proposes):
         return {}
-    structural = [n for n, p in SPECS_BY_NAME.items() if SPECS[p].key.parameter_class is ParameterClass.STRUCTURAL]
-    return {f"{name}_{end}": settings[SPECS_BY_NAME[name]] for name in structural for end in ("min", "max")}
+    structural = (one for one in PARAMETERS if one.is_structural)
+    return {f"{one.name}_{end}": settings[one.path] for one in structural for end in ("min", "max")}
 
 
-SPECS_BY_NAME = {
-    name: next(path for path in SPECS if path in (f"orchestration.{name}", f"kernels.{name}"))
-    for name in search_space(load_meta_optimization_config(Settings()), "deep")
-}
-
-
-def decide(
+def choose_changes(
     request: CampaignRequest,
     settings: Settings,
     base: Mapping[str, Value],
     wanted: Mapping[str, TrialRecord],
-    judge: BatchEvaluator,
+    judge: JudgingEvaluator,
     *,
     num_trials: int,
 ) -> Decision:
@@ -115,7 +112,7 @@ def decide(
     limit = settings.security.max_relative_change
     options: dict[str, dict[str, Value]] = {}
     for kind, trial in wanted.items():
-        target = {SPECS_BY_NAME[name]: value for name, value in trial.candidate.items()}
+        target = {path_of(name): value for name, value in trial.candidate.items()}
         full = {path: value for path, value in target.items() if value != base[path]}
         classes = {SPECS[path].key.parameter_class.value for path in full}
         if not full:
@@ -127,34 +124,37 @@ def decide(
         if classes <= set(request.applies) | set(request.proposes):
             options[f"propose {kind}"] = full
     names = list(options)
-    judged = judge.evaluate_batch([_bare(options[name]) for name in names]) if names else []
-    values = {name: _value_of(evaluation) for name, evaluation in zip(names, judged, strict=True)}
-    least = 1.0 - settings.tuning.min_gain
-    good = {name: value for name, value in values.items() if value is not None and value <= least}
+    if names:
+        judge.evaluate_batch([_bare(options[name]) for name in names])  # together: they share a run
+    rule = DecisionRule.from_settings(settings)
+    verdicts = {name: prove(_bare(options[name]), judge, rule=rule) for name in names}
+    values = {name: _value_of(verdict) for name, verdict in verdicts.items()}
+    good = {name: 1.0 - (verdict.gain or 0.0) for name, verdict in verdicts.items() if verdict.adopted}
     apply = min((name for name in good if name.startswith("apply")), key=good.__getitem__, default=None)
     rest = [name for name in good if name.startswith("propose") and _goes_beyond(options[name], request)]
     propose = min(rest, key=good.__getitem__, default=None)
     if apply is not None and propose is not None:
         # Another structure must be worth it beside what the traced parameters alone come to in the end.
         others = [value for name, value in good.items() if name != propose]
-        if good[propose] > min(others) - settings.tuning.min_gain:
+        if good[propose] > min(others) - rule.min_gain:
             propose = None
     trials = [trial for trial in wanted.values()]
     best = min(trials, key=lambda trial: trial.value or 0.0) if trials else None
     found = best is not None and any(options.values())
-    if apply is not None or propose is not None:
-        reason = "better on ticks that the search had not seen"
-    elif found:
-        reason = "what was best in the search was not better by enough on ticks that it had not seen"
-    else:
-        reason = "no trial was better than the settings in force"
+    reason = "better on ticks that the search had not seen" if good else (
+        "what was best in the search was not better on ticks that it had not seen" if found
+        else "no trial was better than the settings in force"
+    )  # fmt: skip
     evidence: dict[str, Any] = {
         "campaign": request.name,
         "trials": num_trials,
         "best_trial": None if best is None else best.number,
         "best_value_in_search": None if best is None else best.value,
         "values_on_holdout": values,
-        "least_gain": settings.tuning.min_gain,
+        "standard_errors": {name: verdict.standard_error for name, verdict in verdicts.items()},
+        "verdicts": {name: verdict.reason for name, verdict in verdicts.items()},
+        "least_gain": rule.min_gain,
+        "least_standard_errors": rule.min_t,
     }
     return Decision(
         apply=options[apply] if apply is not None else {},
@@ -188,7 +188,7 @@ def _wanted(
     """The best feasible trial of all, and the best of those in the present structure."""
     usable = [record for record in records if record.is_feasible and record.value is not None]
     wanted: dict[str, TrialRecord] = {}
-    same = [r for r in usable if all(r.candidate[name] == base[SPECS_BY_NAME[name]] for name in structural)]
+    same = [r for r in usable if all(r.candidate[name] == base[path_of(name)] for name in structural)]
     for kind, some in (("traced", same), ("all", usable)):
         if some:
             wanted[kind] = min(some, key=lambda record: (record.value, record.number))
@@ -197,8 +197,8 @@ def _wanted(
     return wanted
 
 
-def _value_of(evaluation: Evaluation) -> float | None:
-    return evaluation.value if evaluation.constraint <= 0.0 else None
+def _value_of(verdict: Verdict) -> float | None:
+    return None if verdict.gain is None else 1.0 - verdict.gain
 
 
 def _bare(changes: Mapping[str, Value]) -> dict[str, Value]:

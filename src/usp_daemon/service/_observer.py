@@ -166,6 +166,13 @@ class TelemetryObserver(Observer):
             alarm_kinds=[kind for answer in answers for kind in answer.alarm_kinds],
             refused_reasons=np.concatenate([answer.refused_reasons for answer in answers]),
             dead_letters=dead,
+            alarm_sources=[
+                {"symbol": key.decode("utf-8", "replace"), "partition": str(number), "offset": str(offset)}
+                for output in outputs
+                for key, (_, number, offset) in zip(output.alarms.keys, output.alarms.origins, strict=True)
+                if key is not None
+            ],
+            rows=[answer.rows for answer in answers],
         )
         self._health.record_progress(partition)
         self._health.broker_back()

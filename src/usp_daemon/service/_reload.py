@@ -67,15 +67,18 @@ class Reloader:
         """Follow changes and requests until cancelled."""
         watching = ConfigWatcher(self._source, poll_interval_s=poll_interval_s, known=self._started)
         async with watching as watcher, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._answer_requests(), name="reload.requests")
+            tasks.create_task(self._answer_requests(watcher), name="reload.requests")
             async for event in watcher:
                 await self._take(event.loaded, event.error, ReloadTrigger.FILE)
 
-    async def _answer_requests(self) -> None:
+    async def _answer_requests(self, watcher: ConfigWatcher) -> None:
         while True:
             await self._asked.wait()
             self._asked.clear()
-            await self.reload(ReloadTrigger.SIGNAL)
+            report = await self.reload(ReloadTrigger.SIGNAL)
+            if report.outcome in (ReloadOutcome.REFUSED, ReloadOutcome.FAILED):
+                # Put right before the watcher has settled on it, it would count as refused for ever.
+                watcher.forget()
 
     async def reload(self, trigger: ReloadTrigger) -> ReloadReport:
         """Read the configuration and apply it; says how that went and never raises for what is wrong with it."""

@@ -30,10 +30,10 @@ class CountersByLabel:
     def __init__(self, metric: Counter, values: Iterable[str]) -> None:
         self._counters = {value: metric.labels(value) for value in values}
 
-    def add(self, value: str, amount: int = 1) -> None:
+    def add(self, value: str, amount: int = 1, exemplar: dict[str, str] | None = None) -> None:
         """Count ``amount``; a value without a name counts as ``other`` where there is that."""
         counter = self._counters.get(value)
-        (self._counters[OTHER] if counter is None else counter).inc(amount)
+        (self._counters[OTHER] if counter is None else counter).inc(amount, exemplar)
 
 
 class Declarations:
@@ -104,6 +104,10 @@ class Declarations:
         """Facts as labels of one series whose value is 1. ``name`` ends in ``_info``."""
         self._remember(name, "gauge", meaning, tuple(labels))
         return Info(name.removesuffix("_info"), meaning, registry=self._registry)
+
+    def told(self, name: str, kind: str, meaning: str, labels: Sequence[str]) -> None:
+        """A metric that a collector of its own exposes."""
+        self._remember(name, kind, meaning, tuple(labels))
 
     def _remember(
         self,

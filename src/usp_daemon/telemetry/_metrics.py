@@ -10,7 +10,7 @@ import enum
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,13 +26,15 @@ from prometheus_client import (
 
 from usp_daemon.wire import ALARM_KIND_LABELS, GATE_REASON_LABELS, NO_TIMESTAMP, DeadLetterReason, TopicPartition
 
-from ._declare import OTHER, CountersByLabel, Declarations, MetricSpec
+from ._declare import OTHER, Declarations, MetricSpec
+from ._predictor_metrics import PredictionRows, PredictorMetrics, count_bits
 from ._states import PartitionState
 
 # Reasons from "stale" on let the tick pass.
 REFUSING_REASONS = GATE_REASON_LABELS[: GATE_REASON_LABELS.index("stale")]
 _PASSING_BITS = (1 << len(GATE_REASON_LABELS)) - (1 << len(REFUSING_REASONS))
 _NS = 1e-9
+_EXEMPLAR_CHARACTERS = 128
 
 # Bounds in seconds. Latency is fine around a commit interval; above a minute only "late" matters.
 _LATENCY_BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -108,10 +110,18 @@ def new_registry() -> CollectorRegistry:
 class ServiceMetrics:
     """Every metric of the service in ``registry``, those of the process included.
 
-    ``now_ns_fn`` is the wall clock, in nanoseconds since 1970: records carry times of that clock.
+    ``now_ns_fn`` is the wall clock, in nanoseconds since 1970: records carry times of that clock. ``symbols`` and the
+    ``top_symbols`` busiest ones have series of their own.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, now_ns_fn: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        now_ns_fn: Callable[[], int] = time.time_ns,
+        symbols: Iterable[str] = (),
+        top_symbols: int = 0,
+    ) -> None:
         # A second series per counter, its time of creation, that nothing reads. The switch is the library's, global.
         disable_created_metrics()
         self._now_ns_fn = now_ns_fn
@@ -151,6 +161,8 @@ class ServiceMetrics:
             "usp_last_progress_timestamp_seconds",
             "Time of the last confirmed commit or replayed batch; before the first, that of the assignment.",
         )
+
+        self._predictor = PredictorMetrics(declare, registry, symbols=symbols, top_symbols=top_symbols)
 
         declare.section("Lag and flow")
         self._lag_records = declare.partition_gauge(
@@ -331,6 +343,7 @@ class ServiceMetrics:
             if self._held.pop(partition, None) is not None:
                 for metric in self._per_partition:
                     metric.remove_by_labels(labels)
+        self._predictor.record_given_up(partition)
 
     def record_state(self, partition: TopicPartition, state: PartitionState) -> None:
         """The partition is in ``state`` now."""
@@ -402,13 +415,16 @@ class ServiceMetrics:
         alarm_kinds: ArrayLike = (),
         refused_reasons: ArrayLike = (),
         dead_letters: Mapping[str, int] | None = None,
+        alarm_sources: Sequence[Mapping[str, str]] = (),
+        rows: Sequence[PredictionRows] = (),
     ) -> None:
         """The results of a batch are durable, and so is the offset.
 
         ``record_timestamps_ns`` has one time for each record answered, dead letters included. ``alarm_kinds`` and
         ``refused_reasons`` are the predictor's bits of the ticks with an alarm and of the ticks refused; zeros are
         passed over, so whole columns will do as well where accepted ticks are masked out. ``dead_letters`` counts by
-        reason.
+        reason. ``alarm_sources`` tells, for each of ``alarm_kinds``, the tick it came from; the last of a kind is its
+        counter's exemplar. ``rows`` are the predictions themselves.
         """
         now_ns = self._now_ns_fn()
         if held := self._held.get(partition):
@@ -418,11 +434,24 @@ class ServiceMetrics:
         known = timestamps[timestamps != NO_TIMESTAMP]
         # A producer's clock may run ahead of ours; below zero Prometheus would take the sum for a restart.
         self._latency.observe_array(np.maximum(now_ns - known, 0) * _NS)
-        alarms = _bits(alarm_kinds)
-        _count_bits(self._alarms, alarms & -alarms, ALARM_KIND_LABELS)  # the lowest bit is the first kind
-        _count_bits(self._refused, _bits(refused_reasons) & ~_PASSING_BITS, REFUSING_REASONS)
+        self._count_alarms(np.asarray(alarm_kinds, np.int64).tolist(), alarm_sources)
+        if partition in self._held:
+            for each in rows:
+                self._predictor.record(partition, each)
+        count_bits(self._refused, _bits(refused_reasons) & ~_PASSING_BITS, REFUSING_REASONS)
         for reason, count in (dead_letters or {}).items():
             self._dead_letters.add(reason, count)
+
+    def _count_alarms(self, kinds: Sequence[int], sources: Sequence[Mapping[str, str]]) -> None:
+        for number, kind in enumerate(kinds):
+            if not kind:
+                continue
+            first = (kind & -kind).bit_length() - 1  # the lowest bit is the kind that the alarm names first
+            label = ALARM_KIND_LABELS[first] if first < len(ALARM_KIND_LABELS) else OTHER
+            source = dict(sources[number]) if number < len(sources) else {}
+            # OpenMetrics allows so many characters and no more.
+            fits = source and sum(len(name) + len(text) for name, text in source.items()) <= _EXEMPLAR_CHARACTERS
+            self._alarms.add(label, 1, source if fits else None)
 
     def record_transaction(self, outcome: TransactionOutcome) -> None:
         """A transaction ended."""
@@ -539,14 +568,3 @@ def _is_in(held: _Partition, state: PartitionState) -> float:
 def _bits(bits: ArrayLike) -> NDArray[np.int64]:
     array = np.asarray(bits, dtype=np.int64).ravel()
     return array[array != 0]
-
-
-def _count_bits(counters: CountersByLabel, bits: NDArray[np.int64], labels: Sequence[str]) -> None:
-    """Count the rows that have each bit; those with a bit beyond ``labels`` count once, as other."""
-    if not bits.size:
-        return
-    for index, label in enumerate(labels):
-        if count := int(np.count_nonzero(bits & (1 << index))):
-            counters.add(label, count)
-    if count := int(np.count_nonzero(bits >> len(labels))):
-        counters.add(OTHER, count)

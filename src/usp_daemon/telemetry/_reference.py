@@ -24,7 +24,18 @@ _HEAD = """\
 `/livez` and `/readyz` answer `{"ok": ..., "reasons": [...]}`, with a sentence for each thing that is wrong. A partition
 is stuck when it has input and makes no progress for `service.stall_timeout_s`; while the broker is away none is.
 
-Units are seconds, bytes and records. No label names a symbol. A series of one partition is there from its assignment
+Units are seconds, bytes and records. Only the metrics under "Chosen symbols" name symbols: those of
+`telemetry.symbols` and the `telemetry.top_symbols` that had most ticks lately, so that ten thousand symbols do not flood
+Prometheus; everything else is a total or a distribution over all symbols. In OpenMetrics form an alarm's counter carries
+an exemplar with symbol, partition and offset of the last such tick; the alarms topic has the alarm itself.
+
+Shares are ratios of rates. How many values lay in the 80 % intervals, and the error relative to that of the forecast that
+nothing changes:
+
+    sum(rate(usp_forecasts_covered_total{level="80"}[1h])) / sum(rate(usp_forecasts_scored_total[1h]))
+    sum(rate(usp_forecast_scaled_error_total[1h])) / sum(rate(usp_no_change_scaled_error_total[1h]))
+
+A series of one partition is there from its assignment
 until it is given up, so a sum over replicas counts each partition once; its counters begin at zero each time. Beside
 these there are `process_*`, `python_gc_*` and `python_info` of prometheus_client.
 """

@@ -2,7 +2,8 @@
 
 from ._async import AsyncMetaOptimizer
 from ._campaign import Campaign
-from ._decision import Decision, DecisionRule, decide
+from ._candidate import UnknownParameterError, candidate_config, candidate_settings
+from ._decision import Decision, DecisionRule, ScorecardSource, decide, prove
 from ._drift import ScoreDrift
 from ._errors import (
     CampaignInUseError,
@@ -19,25 +20,17 @@ from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config,
 from ._objective import EvaluationStoppedError, FoldPlan, WalkForwardEvaluator
 from ._optimizer import BayesianMetaOptimizer, OptimizationResult
 from ._progress import Progress, StopReason
-from ._reading import campaign_names, put_away, read_file, read_stored
+from ._reading import StoredCampaign, campaign_names, put_away, read_file, read_stored
 from ._report import Summary, proposal_of, summarise, text_of
 from ._report_html import write_html_report
 from ._scores import crps
-from ._search_space import search_space
 from ._sequential import SequentialPlan, SequentialSummary, SequentialTest, Verdict
 from ._shadow import Shadow, ShadowReport, SideReport, StepFn, choose_shadow, probation_plan, sample_states
-from ._space import (
-    Parameter,
-    SearchSpace,
-    Tier,
-    UnknownParameterError,
-    candidate_config,
-    candidate_settings,
-    choose_structures,
-)
+from ._space import PARAMETERS, Parameter, Tier, parameters_of, path_of, search_space
 from ._trials import TrialRecord
 
 __all__ = [
+    "PARAMETERS",
     "AsyncMetaOptimizer",
     "BatchEvaluator",
     "BayesianMetaOptimizer",
@@ -61,7 +54,7 @@ __all__ = [
     "PruneFn",
     "RecordedTick",
     "ScoreDrift",
-    "SearchSpace",
+    "ScorecardSource",
     "SequentialPlan",
     "SequentialSummary",
     "SequentialTest",
@@ -71,6 +64,7 @@ __all__ = [
     "StepFn",
     "StopReason",
     "StorageError",
+    "StoredCampaign",
     "Summary",
     "SymbolHistory",
     "Tier",
@@ -84,12 +78,14 @@ __all__ = [
     "candidate_config",
     "candidate_settings",
     "choose_shadow",
-    "choose_structures",
     "crps",
     "decide",
     "load_meta_optimization_config",
+    "parameters_of",
+    "path_of",
     "probation_plan",
     "proposal_of",
+    "prove",
     "put_away",
     "read_file",
     "read_stored",

@@ -33,6 +33,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     train_ratio: float
     n_folds: int
     embargo_ticks: int
+    validation_folds: int
+    holdout: float
     space: dict[str, str]
     structural: tuple[str, ...]
     base: dict[str, float | int | str | bool]
@@ -70,6 +72,8 @@ def new_campaign(
         train_ratio=config.train_ratio,
         n_folds=config.n_folds,
         embargo_ticks=config.embargo_ticks,
+        validation_folds=config.validation_folds,
+        holdout=config.holdout,
         space={parameter: distribution_to_json(distribution) for parameter, distribution in space.items()},
         structural=structural,
         base=dict(base),

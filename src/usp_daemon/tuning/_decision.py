@@ -1,20 +1,25 @@
 """Whether the best candidate is good enough to be adopted: a test on folds that the search has not seen.
 
 The best of many candidates looks better than it is, the more so the more were tried and the less they differ. Hence the
-search is shown the first folds only, one candidate is chosen by them, and that one must prove itself on the last folds.
+search is shown the first folds only, few candidates are chosen by them, and one must prove itself on the last folds.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
-from usp_daemon.config import Value
+from usp_daemon.config import MetaOptimization, Settings, Value
 
 from ._evaluation import Evaluation
 from ._scorecard import Scorecard
+
+_DEFAULTS = MetaOptimization()
+# So many are tested, best first: one may fail for its alarms, or because it suited the selection folds alone.
+NUM_FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -22,27 +27,37 @@ class DecisionRule:
     """What a candidate must show on the validation folds: at least ``min_gain`` less loss (a share of the base's), and
     so many standard errors of it, ``min_t``.
 
-    One candidate is tested, chosen on other ticks, so nothing has to be corrected for many trials. Two standard errors
-    over eight blocks let one in twenty pass that is no better; what passes then meets live probation.
+    Few candidates are tested, chosen on other ticks, so nothing is corrected for many trials. What passes by chance
+    meets live probation.
     """
 
-    min_gain: float = 0.002
-    min_t: float = 2.0
+    min_gain: float = _DEFAULTS.min_gain
+    min_t: float = _DEFAULTS.min_standard_errors
+
+    @classmethod
+    def from_settings(cls, settings: Settings | MetaOptimization) -> "DecisionRule":
+        """What ``[meta_optimization]`` asks for."""
+        section = settings.meta_optimization if isinstance(settings, Settings) else settings
+        return cls(min_gain=section.min_gain, min_t=section.min_standard_errors)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """The answer, with its evidence. ``candidate`` is empty where the base stays."""
+class Decision(msgspec.Struct, frozen=True):
+    """The answer, with its evidence. ``candidate`` is what was looked at, empty where nothing came so far.
+
+    ``gain`` is the mean fall of the loss on the validation folds, as a share of the base's; it and its standard error
+    are None where there is none that is a number.
+    """
 
     adopted: bool
     reason: str
-    candidate: Mapping[str, Value] = field(default_factory=dict)
-    selection_value: float = 1.0  # of the candidate that was looked at
-    gain: float = 0.0  # mean fall of the loss on the validation folds, as a share of the base's
-    standard_error: float = math.inf
+    candidate: dict[str, Value] = {}
+    selection_value: float = 1.0
+    gain: float | None = None
+    standard_error: float | None = None
     num_blocks: int = 0
 
 
+@runtime_checkable
 class ScorecardSource(Protocol):
     """What a decision asks of the evaluator."""
 
@@ -76,7 +91,7 @@ def decide(
     *,
     rule: DecisionRule | None = None,
 ) -> Decision:
-    """Test the best feasible candidate on the validation folds; else the base stays.
+    """Test the best feasible candidates on the validation folds, best first, until one passes; else the base stays.
 
     Args:
       candidates: what was tried, in any order.
@@ -87,7 +102,6 @@ def decide(
     Returns:
       The decision. Ties go to the candidate that was tried first.
     """
-    rule = rule or DecisionRule()
     usable = [
         index
         for index, one in enumerate(evaluations)
@@ -95,28 +109,50 @@ def decide(
     ]
     if not usable:
         return Decision(False, "no candidate is feasible")
-    best = min(usable, key=lambda index: evaluations[index].value)
-    chosen, value = candidates[best], evaluations[best].value
-    if value >= 1.0:
-        return Decision(False, "no candidate is better than the settings in force", selection_value=value)
-    card = source.scorecard(chosen)
+    usable.sort(key=lambda index: evaluations[index].value)
+    finalists = [index for index in usable if evaluations[index].value < 1.0][:NUM_FINALISTS]
+    if not finalists:
+        best = evaluations[usable[0]].value
+        return Decision(False, "no candidate is better than the settings in force", selection_value=best)
+    first: Decision | None = None
+    for index in finalists:
+        verdict = prove(candidates[index], source, rule=rule, selection_value=evaluations[index].value)
+        if verdict.adopted:
+            return verdict
+        first = first or verdict
+    assert first is not None
+    return first
+
+
+def prove(
+    candidate: Mapping[str, Value],
+    source: ScorecardSource,
+    *,
+    rule: DecisionRule | None = None,
+    selection_value: float = 1.0,
+) -> Decision:
+    """Test one candidate, whose value on the selection folds is ``selection_value``, on the validation folds."""
+    rule = rule or DecisionRule()
+    card = source.scorecard(candidate)
     if card is None or card.folds_done < source.base_scorecard.folds_done:
-        source.evaluate_batch([chosen])
-        card = source.scorecard(chosen)
-    assert card is not None
+        source.evaluate_batch([candidate])
+        card = source.scorecard(candidate)
+
+    gain = error = None
+    num_blocks = 0
+
+    def answer(adopted: bool, reason: str) -> Decision:
+        return Decision(adopted, reason, dict(candidate), selection_value, gain, error, num_blocks)
+
+    if card is None:
+        return answer(False, "it asks for more false alarms than are accepted, or makes no sense")
     gains = block_gains(card, source.base_scorecard, source.num_selection_folds)
     num_blocks = len(gains)
     if num_blocks < 2:
-        return Decision(False, "the validation folds hold too few scored ticks", selection_value=value)
-    finite = bool(np.isfinite(gains).all())
-    gain = float(np.mean(gains)) if finite else -math.inf
-    error = float(np.std(gains, ddof=1) / math.sqrt(num_blocks)) if finite else math.inf
-
-    def answer(adopted: bool, reason: str) -> Decision:
-        return Decision(adopted, reason, chosen if adopted else {}, value, gain, error, num_blocks)
-
-    if not finite:
+        return answer(False, "the validation folds hold too few scored ticks")
+    if not np.isfinite(gains).all():
         return answer(False, "its forecasts of the validation folds are not finite")
+    gain, error = float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(num_blocks))
     if source.validation_constraint(card) > 0.0:
         return answer(False, "its alarms on the validation folds are too many or too few")
     if gain < rule.min_gain:

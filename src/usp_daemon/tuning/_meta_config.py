@@ -20,12 +20,12 @@ class MetaOptimizationConfig(MetaOptimization):
 
     @property
     def tier(self) -> str:
-        """What ``enable_deep_tuning`` asks for: "deep" or "fast"."""
-        return "deep" if self.enable_deep_tuning else "fast"
+        """What is searched unless asked otherwise: ``default_tier``, or "deep" where ``enable_deep_tuning`` is set."""
+        return "deep" if self.enable_deep_tuning else self.default_tier
 
     def total_trials(self, tier: str) -> int:
         """Trials of a whole campaign of ``tier``."""
-        return self.max_deep_tuning_iterations if tier == "deep" else self.n_trials
+        return self.max_deep_tuning_iterations if tier in ("deep", "wide") else self.n_trials
 
 
 def load_meta_optimization_config(source: str | os.PathLike[str] | Settings | None = None) -> MetaOptimizationConfig:

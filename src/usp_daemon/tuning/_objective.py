@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from usp_daemon.compute import choose_device, enable_compilation_cache, predictor_config
-from usp_daemon.config import ConfigError, Settings, Value
+from usp_daemon.config import ConfigError, MetaOptimization, Settings, Value
 from usp_daemon.core import PredictorConfig, resolve_thresholds
 
+from ._candidate import candidate_config, candidate_settings
 from ._evaluation import Evaluation, PruneFn
 from ._folds import DEFAULT_MIN_TEST, Fold, TooShortError, walk_forward_split
 from ._history import History, HistoryError, SymbolHistory, padded
 from ._lanes import CHUNK_TICKS, AbstractProgram, AbstractPrograms, LanePrograms, Ticks, structure_key
 from ._scorecard import Observations, Scorecard, alarm_constraint, fold_values, mean_value
-from ._space import candidate_config, candidate_settings
 
 DEFAULT_EMBARGO_TICKS = 50
 # The narrowest tile that fills the vector units costs no more a lane than wider ones, and wastes the fewest.
@@ -51,8 +51,9 @@ class EvaluationStoppedError(Exception):
 class FoldPlan:
     """How each symbol's ticks are split; see ``walk_forward_split``.
 
-    The search sees ``n_folds`` folds. ``n_validation`` further ones of the same length come after them, on which the
-    best candidate is tested (``decide``).
+    The newest share ``holdout`` is cut into ``n_validation`` folds, on which the best candidate is tested (``decide``).
+    What is before them is the search's: ``train_ratio`` of it is only trained on, the rest is ``n_folds`` folds. With
+    no validation folds all of it is the search's.
     """
 
     train_ratio: float = 0.7
@@ -60,12 +61,19 @@ class FoldPlan:
     n_validation: int = 2
     embargo: int = DEFAULT_EMBARGO_TICKS
     min_test: int = DEFAULT_MIN_TEST
+    holdout: float = 0.25
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "FoldPlan":
+    def from_settings(cls, settings: Settings | MetaOptimization) -> "FoldPlan":
         """What ``[meta_optimization]`` asks for."""
-        section = settings.meta_optimization
-        return cls(train_ratio=section.train_ratio, n_folds=section.n_folds)
+        section = settings.meta_optimization if isinstance(settings, Settings) else settings
+        return cls(
+            train_ratio=section.train_ratio,
+            n_folds=section.n_folds,
+            n_validation=section.validation_folds,
+            embargo=section.embargo_ticks,
+            holdout=section.holdout,
+        )
 
     @property
     def num_blocks(self) -> int:
@@ -74,13 +82,19 @@ class FoldPlan:
 
     def split(self, num_ticks: int) -> list[Fold]:
         """The folds of one symbol, those for validation last. Raises ``TooShortError``."""
-        return walk_forward_split(
-            num_ticks,
-            train_ratio=self.train_ratio,
-            n_folds=self.num_blocks,
-            embargo=self.embargo,
-            min_test=self.min_test,
+        before = round((1.0 - self.holdout) * num_ticks) if self.n_validation else num_ticks
+        folds = walk_forward_split(
+            before, train_ratio=self.train_ratio, n_folds=self.n_folds, embargo=self.embargo, min_test=self.min_test
         )
+        if self.n_validation:
+            folds += walk_forward_split(
+                num_ticks,
+                train_ratio=1.0 - self.holdout,
+                n_folds=self.n_validation,
+                embargo=self.embargo,
+                min_test=self.min_test,
+            )
+        return folds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +151,7 @@ class WalkForwardEvaluator:
         Args:
           history: the recorded ticks. A symbol that is too short for the folds is left out (``skipped`` says why).
           base_settings: what every candidate changes, and is compared with.
-          folds: how the ticks are split; by default what ``[meta_optimization]`` says.
+          folds: how the ticks are split; by default what the settings say.
           dtype: precision of the arithmetic, "float64" or "float32".
           score: "crps", or "absolute_error" of the point forecast.
           tile_width: lanes of one program call, a multiple of 16. The same for all: a candidate's last bits depend on

@@ -18,15 +18,17 @@ from optuna.study import Study
 from usp_daemon.config import Settings, Value, document_of, load_settings, parse_settings
 
 from ._campaign import Campaign, new_campaign, require_same
+from ._candidate import base_candidate
 from ._checkpoint import read_checkpoint, write_checkpoint
+from ._decision import Decision, DecisionRule, ScorecardSource, decide
 from ._errors import CampaignMismatchError, TuningError
-from ._evaluation import BatchEvaluator, as_batch_evaluator
+from ._evaluation import BatchEvaluator, Evaluation, as_batch_evaluator
 from ._meta_config import MetaOptimizationConfig, load_meta_optimization_config
 from ._progress import Progress, StopReason, best_of, is_out_of_patience, last_improvement
 from ._pruning import prune_fn_of
 from ._report import render_report
 from ._sampling import StructureFn, TrialSampler, batch_start, remembered, structure_fn_of, structures_seen
-from ._search_space import base_candidate, path_of, search_space, structural_names
+from ._space import path_of, search_space, structural_names
 from ._study import TrialStore, open_storage
 from ._trials import TrialRecord
 
@@ -249,6 +251,29 @@ class BayesianMetaOptimizer:
             stop_reason=reason,
         )
 
+    def decide(self) -> Decision | None:
+        """Test the best trial on the ticks that were kept from the search, by the settings' rule, and keep the answer.
+
+        None where the evaluator keeps none: it is not a ``ScorecardSource``. Raises what the evaluator raises.
+        """
+        if not isinstance(self._evaluator, ScorecardSource):
+            return None
+        store = self.open()
+        records = [record for record in store.records() if record.is_finished and record.value is not None]
+        evaluations = [
+            Evaluation(record.value or 0.0, record.constraint or 0.0, pruned=record.state != "complete")
+            for record in records
+        ]
+        rule = DecisionRule.from_settings(self.meta_config)
+        decision = decide([record.candidate for record in records], evaluations, self._evaluator, rule=rule)
+        store.write_decision(decision)
+        return decision
+
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided of the trials there are, if anything was."""
+        return None if self._store is None else self._store.decision()
+
     def best_changes(self) -> dict[str, Value]:
         """By dotted path, the values of the best trial that differ from those of the settings at the start."""
         best = best_of(self.records)
@@ -272,6 +297,7 @@ class BayesianMetaOptimizer:
             patience_trials=self.meta_config.patience_trials,
             min_improvement=self.meta_config.min_improvement,
             stop_reason=self._stop_reason,
+            decision=self.decision,
             audit=audit,
         )
 

@@ -3,6 +3,7 @@
 import datetime
 import os
 import pathlib
+from typing import NamedTuple
 
 from optuna.storages import BaseStorage, JournalStorage
 
@@ -10,12 +11,21 @@ from usp_daemon.config import MetaOptimization
 
 from ._campaign import Campaign
 from ._checkpoint import FORMAT, read_checkpoint
+from ._decision import Decision
 from ._errors import StorageError
 from ._journal import JournalFile, exclusive
-from ._study import journal_path, open_database, read_campaign, stored_campaigns
+from ._study import journal_path, open_database, read_campaign, read_decision, stored_campaigns
 from ._trials import TrialRecord, record_of
 
 _SUFFIX = ".journal"
+
+
+class StoredCampaign(NamedTuple):
+    """A campaign, its trials, and what was decided of them; a saved study holds no decision."""
+
+    campaign: Campaign
+    records: list[TrialRecord]
+    decision: Decision | None = None
 
 
 def campaign_names(meta_config: MetaOptimization) -> list[str]:
@@ -27,14 +37,14 @@ def campaign_names(meta_config: MetaOptimization) -> list[str]:
     )
 
 
-def read_stored(meta_config: MetaOptimization, name: str) -> tuple[Campaign, list[TrialRecord]]:
+def read_stored(meta_config: MetaOptimization, name: str) -> StoredCampaign:
     """The campaign ``name`` where the settings keep campaigns, and its trials. Raises ``StorageError``."""
     if meta_config.storage_url:
         return _read(open_database(meta_config.storage_url), name)
     return read_file(journal_path(meta_config, name), name)
 
 
-def read_file(path: pathlib.Path, name: str | None = None) -> tuple[Campaign, list[TrialRecord]]:
+def read_file(path: pathlib.Path, name: str | None = None) -> StoredCampaign:
     """The campaign in a journal or a saved study, and its trials.
 
     ``name`` is needed where a journal holds several. Raises ``StorageError``, and ``IntegrityError`` for a saved study
@@ -46,7 +56,7 @@ def read_file(path: pathlib.Path, name: str | None = None) -> tuple[Campaign, li
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from error
     if beginning.startswith(b'{"format":"' + FORMAT.encode()):
-        return read_checkpoint(path)
+        return StoredCampaign(*read_checkpoint(path))
     storage = JournalStorage(JournalFile(path, must_exist=True))
     names = stored_campaigns(storage)
     if name is None and len(names) == 1:
@@ -76,7 +86,8 @@ def put_away(meta_config: MetaOptimization, name: str) -> pathlib.Path | None:
     raise StorageError(f"{path}: no free name to put it away under")
 
 
-def _read(storage: BaseStorage, name: str) -> tuple[Campaign, list[TrialRecord]]:
+def _read(storage: BaseStorage, name: str) -> StoredCampaign:
     campaign = read_campaign(storage, name)
     trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    return campaign, [record_of(trial) for trial in trials]
+    records = [record_of(trial) for trial in trials]
+    return StoredCampaign(campaign, records, read_decision(storage, name, records))

@@ -10,10 +10,11 @@ import msgspec
 from usp_daemon.config import Value
 
 from ._campaign import Campaign
+from ._decision import Decision
 from ._importance import MIN_TRIALS, parameter_importance
 from ._progress import StopReason, best_of, is_out_of_patience, last_improvement
 from ._sampling import structure_fn_of
-from ._search_space import path_of
+from ._space import path_of
 from ._trials import TrialRecord
 
 _RULE = "=" * 80
@@ -30,7 +31,10 @@ class StructureSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report says, as data. ``importance`` is None with fewer than 20 complete trials."""
+    """What a report says, as data. ``importance`` is None with fewer than 20 complete trials.
+
+    What is proposed is the trial that was decided for, which need not be the best; the best as long as nothing was.
+    """
 
     study_name: str
     tier: str
@@ -43,12 +47,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     best_number: int | None
     best_params: dict[str, Any]
     changes: dict[str, tuple[Any, Any]]
+    proposed_number: int | None
+    proposed_value: float | None
+    proposed_changes: dict[str, tuple[Any, Any]]
     base_value: float | None
     last_improvement: int | None
     trials_since_improvement: int | None
     patience_trials: int
     is_out_of_patience: bool
     stop_reason: str | None
+    decision: Decision | None
     importance: dict[str, float] | None
     structures: tuple[StructureSummary, ...]
     audit: tuple[dict[str, Any], ...] = ()
@@ -61,6 +69,7 @@ def summarise(
     patience_trials: int = 0,
     min_improvement: float = 0.0,
     stop_reason: StopReason | None = None,
+    decision: Decision | None = None,
     audit: Sequence[Mapping[str, Any]] = (),
 ) -> Summary:
     """Everything that the reports show."""
@@ -69,6 +78,9 @@ def summarise(
     counts = Counter(record.state for record in records)
     improved = last_improvement(settled, min_improvement)
     candidate = best.candidate if best is not None else {}
+    proposed = best
+    if decision is not None and decision.adopted:
+        proposed = next((record for record in records if record.candidate == decision.candidate), None)
     first = next((record for record in records if record.number == 0), None)
     return Summary(
         study_name=campaign.name,
@@ -81,21 +93,29 @@ def summarise(
         best_value=best.value if best is not None else None,
         best_number=best.number if best is not None else None,
         best_params=dict(sorted(candidate.items())),
-        changes={
-            path_of(name): (campaign.base[name], value)
-            for name, value in sorted(candidate.items())
-            if value != campaign.base[name]
-        },
+        changes=_changes(campaign, candidate),
+        proposed_number=proposed.number if proposed is not None else None,
+        proposed_value=proposed.value if proposed is not None else None,
+        proposed_changes=_changes(campaign, proposed.candidate if proposed is not None else {}),
         base_value=first.value if first is not None else None,
         last_improvement=improved,
         trials_since_improvement=settled[-1].number - improved if settled and improved is not None else None,
         patience_trials=patience_trials,
         is_out_of_patience=is_out_of_patience(settled, patience_trials, min_improvement),
         stop_reason=str(stop_reason) if stop_reason is not None else None,
+        decision=decision,
         importance=parameter_importance(records, campaign.distributions(), seed=campaign.seed % 2**32),
         structures=_structures(campaign, records),
         audit=tuple(dict(entry) for entry in audit),
     )
+
+
+def _changes(campaign: Campaign, candidate: Mapping[str, Value]) -> dict[str, tuple[Any, Any]]:
+    return {
+        path_of(name): (campaign.base[name], value)
+        for name, value in sorted(candidate.items())
+        if value != campaign.base[name]
+    }
 
 
 def render_report(campaign: Campaign, records: Sequence[TrialRecord], **options: Any) -> str:
@@ -119,7 +139,7 @@ def text_of(summary: Summary) -> str:
         lines.append(f"Best Value: {summary.best_value:.6f} (trial {summary.best_number})")
         if summary.base_value is not None:
             lines.append(f"Settings At The Start: {summary.base_value:.6f} (trial 0)")
-    lines += ["", *_parameters(summary), "", *_importance(summary), "", *_convergence(summary)]
+    lines += ["", *_decision(summary), "", *_parameters(summary), "", *_importance(summary), "", *_convergence(summary)]
     if summary.structures and summary.structures[0].params:
         lines += ["", "Structures Visited:"]
         for structure in summary.structures:
@@ -130,17 +150,29 @@ def text_of(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def verdict_of(summary: Summary) -> str:
+    """What to do, in a line."""
+    if summary.decision is None:
+        return "not yet: the best trial was not judged on ticks that the search has not seen"
+    if summary.decision.adopted:
+        return f"adopt these: {summary.decision.reason}"
+    return f"keep the default: no candidate proved itself on ticks it was not chosen on ({summary.decision.reason})"
+
+
 def proposal_of(summary: Summary) -> str:
-    """The best trial's changes as TOML, the old values beside them; a comment only where there is nothing better."""
-    if summary.best_value is None or not summary.changes:
+    """What is proposed as TOML, the old values beside them; a comment only where nothing is to be adopted."""
+    if summary.proposed_value is None or not summary.proposed_changes:
         return f"# {summary.study_name}: no trial is better than the settings at the start\n"
+    if summary.decision is not None and not summary.decision.adopted:
+        return f"# {summary.study_name}: {verdict_of(summary)}\n"
     sections: dict[str, list[str]] = {}
-    for path, (old, new) in summary.changes.items():
+    for path, (old, new) in summary.proposed_changes.items():
         section, _, name = path.partition(".")
         sections.setdefault(section, []).append(f"{name} = {toml_value(new)}  # was {toml_value(old)}")
-    head = f"# {summary.study_name}, trial {summary.best_number}: value {summary.best_value:.6f}"
+    head = f"# {summary.study_name}, trial {summary.proposed_number}: value {summary.proposed_value:.6f}"
     if summary.base_value is not None:
         head += f", the settings at the start: {summary.base_value:.6f}"
+    head += f"\n# {verdict_of(summary)}"
     body = "\n\n".join("\n".join([f"[{section}]", *lines]) for section, lines in sections.items())
     return f"{head}\n{body}\n"
 
@@ -163,6 +195,21 @@ def _structures(campaign: Campaign, records: Sequence[TrialRecord]) -> tuple[Str
         )
     summaries.sort(key=lambda summary: (summary.best_value is None, summary.best_value or 0.0))
     return tuple(summaries)
+
+
+def _decision(summary: Summary) -> list[str]:
+    lines = [f"Decision: {verdict_of(summary)}"]
+    decision = summary.decision
+    if decision is not None and decision.gain is not None and decision.standard_error is not None:
+        lines.append(
+            f"    gain on the ticks kept from the search: {decision.gain:.2%} +- {decision.standard_error:.2%} "
+            f"({decision.num_blocks} blocks)"
+        )
+    if decision is not None and decision.adopted and summary.proposed_number != summary.best_number:
+        lines.append(f"    trial {summary.proposed_number}: what was better in the search did not prove itself")
+        for path, (old, new) in summary.proposed_changes.items():
+            lines.append(f"    {path.partition('.')[2]:30s} = {_aligned(new)}  (was {_aligned(old)})")
+    return lines
 
 
 def _parameters(summary: Summary) -> list[str]:

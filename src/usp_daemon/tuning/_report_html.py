@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from ._campaign import Campaign
 from ._importance import MIN_TRIALS
 from ._progress import best_so_far
-from ._report import Summary, audit_line, duration, proposal_of, shortest
+from ._report import Summary, audit_line, duration, proposal_of, shortest, verdict_of
 from ._svg import Axis, Chart, bars, category_axis, linear_axis, log_axis
 from ._trials import TrialRecord
 
@@ -75,7 +75,8 @@ def html_of(summary: Summary, campaign: Campaign, records: Sequence[TrialRecord]
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>"
         f"<h1>{html.escape(title)}</h1><p class='soft'>A value is a mean score over that of the settings at the start: "
-        f"below 1 is better.</p><ul class='facts'>{_facts(summary)}</ul>{''.join(cards)}</main></body></html>\n"
+        f"below 1 is better.</p><ul class='facts'>{_facts(summary)}</ul>"
+        f"<p><b>Decision:</b> {html.escape(verdict_of(summary))}</p>{''.join(cards)}</main></body></html>\n"
     )
 
 

@@ -6,10 +6,11 @@ each trial's generator is seeded by a hash of the campaign's seed and the trial'
 Within a batch, trials do not see each other's outcome, whether it is known by then or not; the trials before in the
 same batch count as running, whose neighbourhood the sampler avoids (the constant liar).
 
-Structures. The first ``n_startup_trials`` are drawn at random, each with a structure of its own as long as there are
-fewer than ``max_structures``, else in the structure that was tried least. The later ones come from a tree-structured
-Parzen estimator, in which the structures seen by then are the choices of one categorical parameter and the other
-parameters stand as they are.
+Structures. Of the pairs of width and depth that resolve to one shipped network only one is ever tried, so that one
+network is one structure. The first ``n_startup_trials`` are drawn at random, each with a structure of its own as long
+as there are fewer than ``max_structures``, else in the structure that was tried least. The later ones come from a
+tree-structured Parzen estimator, in which the structures seen by then are the choices of one categorical parameter and
+the other parameters stand as they are.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from usp_daemon.config import Value
 
 from ._campaign import Campaign
-from ._search_space import into_space, repaired
+from ._space import into_space, repaired, with_shipped_network
 from ._trials import CONSTRAINT, TrialRecord
 
 _STRUCTURE = "structure"
@@ -93,7 +94,8 @@ class TrialSampler:
         """
         campaign, space = self._campaign, self._space
         if number == 0:
-            return repaired(into_space(campaign.base, space), space)
+            nearest = with_shipped_network(into_space(campaign.base, space), campaign.base, space)
+            return repaired(nearest, space)
         before = [record for record in records if record.number < number]
         seed = seed_of(campaign, number, self._worker)
         if number < campaign.n_startup_trials:
@@ -185,7 +187,7 @@ def _at_random(
     structure_fn: StructureFn,
 ) -> dict[str, Value]:
     drawer = optuna.create_study(sampler=RandomSampler(seed=seed))
-    values = dict(drawer.ask(dict(space)).params)
+    values = with_shipped_network(drawer.ask(dict(space)).params, campaign.base, space)
     seen = structures_seen(before, campaign.structural, structure_fn)
     structure = structure_fn(values)
     if structure in seen or len(seen) >= campaign.max_structures:

@@ -1,269 +1,218 @@
-"""The search space: 23 parameters, their levels, and from a candidate to the predictor's parameters.
+"""What is searched: the parameters, their ranges and scales, and the structures.
 
-A candidate is a mapping from bare parameter names to plain numbers; what it does not name stays as in the base
-settings. Structures (combinations of structural parameters) are few and are chosen before anything else is tuned,
-since each costs a compilation: see ``choose_structures``.
+Everything about a parameter but its tier and its scale is the schema's: where it stands, its kind, its class. Its ends
+come from ``[meta_optimization]``.
 """
 
 import dataclasses
 import enum
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from usp_daemon.compute import predictor_config
-from usp_daemon.config import (
-    SPECS,
-    KeySpec,
-    MetaOptimization,
-    ParameterClass,
-    Settings,
-    Value,
-    document_of,
-    parse_settings,
-)
-from usp_daemon.core import DGM_TIERS, PredictorConfig
+from usp_daemon.config import SPECS, KeySpec, MetaOptimization, ParameterClass, Value
+from usp_daemon.core import DGM_TIERS, nearest_dgm_tier
 
-# Names under which the specification knows a key of ours.
-ALIASES = {"cusum_grace_period_steps": "grace_period_steps"}
-MAX_STRUCTURES = 8
+from ._errors import TuningError
 
 
 class Tier(enum.StrEnum):
-    """How much is searched: fast is a part of deep."""
+    """How much is searched. Fast is a part of deep, deep and sensitive are parts of wide."""
 
     FAST = "fast"
+    SENSITIVE = "sensitive"
     DEEP = "deep"
-
-
-class Kind(enum.StrEnum):
-    """What values a parameter takes."""
-
-    REAL = "real"
-    WHOLE = "whole"
-    LEVELS = "levels"  # one of ``Parameter.levels``, in their order
+    WIDE = "wide"
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One searched parameter: ``low`` to ``high`` in the schema's unit."""
+    """One searched parameter, by its bare name."""
 
     name: str
-    path: str
-    tier: Tier  # the smallest tier that searches it
-    kind: Kind
-    low: float
-    high: float
-    logarithmic: bool
-    levels: tuple[int, ...]
-    structural: bool
-
-    def at(self, place: float) -> int | float:
-        """The value at ``place`` in [0, 1] of the range, on the parameter's own scale."""
-        if self.kind is Kind.LEVELS:
-            return self.levels[min(int(place * len(self.levels)), len(self.levels) - 1)]
-        if self.logarithmic:
-            value = self.low * (self.high / self.low) ** place
-        else:
-            value = self.low + place * (self.high - self.low)
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.kind is Kind.WHOLE else value
+    tiers: frozenset[Tier]
+    logarithmic: bool = False
 
     @property
-    def range_text(self) -> str:
-        """The values in words, for the documentation."""
-        if self.kind is Kind.LEVELS:
-            return ", ".join(str(level) for level in self.levels)
-        return f"{self.low:g} to {self.high:g}"
+    def spec(self) -> KeySpec:
+        """Its key in the schema."""
+        return _SPECS[self.name]
+
+    @property
+    def path(self) -> str:
+        """The dotted path of its key."""
+        return self.spec.path
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether a change of it needs another program."""
+        return self.spec.key.parameter_class is ParameterClass.STRUCTURAL
+
+    def distribution(self, ranges: MetaOptimization) -> BaseDistribution:
+        """What is drawn: whole numbers, powers of two, or real numbers between its ends in ``ranges``."""
+        low, high = getattr(ranges, f"{self.name}_min"), getattr(ranges, f"{self.name}_max")
+        if self.spec.key.power_of_two:
+            return CategoricalDistribution([1 << power for power in range(31) if low <= 1 << power <= high])
+        if self.spec.kind is int:
+            return IntDistribution(low, high)
+        return FloatDistribution(low, high, log=self.logarithmic)
 
 
-# In the specification's order; (name, tier, logarithmic).
-_DECLARED: tuple[tuple[str, Tier, bool], ...] = (
-    ("log_sig_depth", Tier.FAST, False),
-    ("wtmm_buffer_size", Tier.FAST, False),
-    ("besov_cone_c", Tier.FAST, False),
-    ("cusum_k", Tier.FAST, False),
-    ("sinkhorn_alpha", Tier.FAST, False),
-    ("volatility_alpha", Tier.FAST, False),
-    ("dgm_width_size", Tier.DEEP, False),
-    ("dgm_depth", Tier.DEEP, False),
-    ("dgm_entropy_num_bins", Tier.DEEP, False),
-    ("stiffness_low", Tier.DEEP, False),
-    ("stiffness_high", Tier.DEEP, False),
-    ("sde_dt", Tier.DEEP, True),
-    ("sde_numel_integrations", Tier.DEEP, False),
-    ("sde_diffusion_sigma", Tier.DEEP, False),
-    ("kernel_ridge_lambda", Tier.DEEP, True),
-    ("cusum_h", Tier.DEEP, False),
-    ("grace_period_steps", Tier.DEEP, False),
-    ("sinkhorn_epsilon_min", Tier.DEEP, True),
-    ("sinkhorn_epsilon_0", Tier.DEEP, False),
-    ("learning_rate", Tier.DEEP, True),
-    ("entropy_window", Tier.DEEP, False),
-    ("entropy_threshold", Tier.DEEP, False),
-    ("holder_threshold", Tier.DEEP, False),
-)
-_TARGETS: dict[str, KeySpec] = {
+_SPECS: dict[str, KeySpec] = {
     spec.name: spec for spec in SPECS.values() if spec.section in ("orchestration", "kernels")
 }
+_FAST = frozenset({Tier.FAST, Tier.DEEP, Tier.WIDE})
+_DEEP = frozenset({Tier.DEEP, Tier.WIDE})
+_WIDE = frozenset({Tier.WIDE})
+_SENSITIVE = frozenset({Tier.SENSITIVE})
+
+# The specification's 23 in its order, which draws depend on; then those that matter beside them.
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter("log_sig_depth", _FAST),
+    Parameter("wtmm_buffer_size", _FAST),
+    Parameter("besov_cone_c", _FAST),
+    Parameter("cusum_k", _FAST),
+    Parameter("sinkhorn_alpha", _FAST),
+    Parameter("volatility_alpha", _FAST),
+    Parameter("dgm_width_size", _DEEP),
+    Parameter("dgm_depth", _DEEP),
+    Parameter("dgm_entropy_num_bins", _DEEP),
+    Parameter("stiffness_low", _DEEP),
+    Parameter("stiffness_high", _DEEP),
+    Parameter("sde_dt", _DEEP, logarithmic=True),
+    Parameter("sde_numel_integrations", _DEEP),
+    Parameter("sde_diffusion_sigma", _DEEP),
+    Parameter("kernel_ridge_lambda", _DEEP | _SENSITIVE, logarithmic=True),
+    Parameter("cusum_h", _DEEP),
+    Parameter("grace_period_steps", _DEEP),
+    Parameter("sinkhorn_epsilon_min", _DEEP, logarithmic=True),
+    Parameter("sinkhorn_epsilon_0", _DEEP),
+    Parameter("learning_rate", _DEEP | _SENSITIVE, logarithmic=True),
+    Parameter("entropy_window", _DEEP),
+    Parameter("entropy_threshold", _DEEP),
+    Parameter("holder_threshold", _DEEP),
+    Parameter("kernel_a_memory_ticks", _WIDE | _SENSITIVE, logarithmic=True),
+    Parameter("kernel_a_bandwidth", _WIDE | _SENSITIVE, logarithmic=True),
+    Parameter("anchor_threshold", _WIDE | _SENSITIVE, logarithmic=True),
+    Parameter("anchor_memory_ticks", _WIDE | _SENSITIVE, logarithmic=True),
+    Parameter("confidence_power", _WIDE | _SENSITIVE, logarithmic=True),
+    Parameter("calibration_rate", _WIDE | _SENSITIVE, logarithmic=True),
+    Parameter("scale_memory_ticks", _WIDE | _SENSITIVE, logarithmic=True),
+)
+_BY_NAME = {one.name: one for one in PARAMETERS}
+_NETWORK = ("dgm_width_size", "dgm_depth")
+# (smaller, larger, whether they must differ): the schema's rules between two parameters of the space.
+_ORDERED = (("sinkhorn_epsilon_min", "sinkhorn_epsilon_0", False), ("stiffness_low", "stiffness_high", True))
+_APART = 1e-6
 
 
-class UnknownParameterError(ValueError):
-    """A candidate names something that cannot be tuned, or gives a value that the key cannot have."""
+def parameters_of(tier: str) -> tuple[Parameter, ...]:
+    """The parameters of a tier. Raises ``TuningError`` for a name that is no tier's."""
+    if tier not in set(Tier):
+        raise TuningError(f"expected the tier {', '.join(Tier)}, got {tier!r}")
+    return tuple(one for one in PARAMETERS if tier in one.tiers)
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchSpace:
-    """The parameters of one tier, in the specification's order."""
-
-    tier: Tier
-    parameters: tuple[Parameter, ...]
-
-    @classmethod
-    def from_settings(cls, settings: Settings | MetaOptimization, tier: Tier | str = Tier.DEEP) -> "SearchSpace":
-        """The space between the ends that ``[meta_optimization]`` gives."""
-        ranges = settings.meta_optimization if isinstance(settings, Settings) else settings
-        chosen = Tier(tier)
-        every = tuple(_parameter(ranges, *declared) for declared in _DECLARED)
-        return cls(chosen, tuple(one for one in every if chosen is Tier.DEEP or one.tier is Tier.FAST))
-
-    def __getitem__(self, name: str) -> Parameter:
-        for one in self.parameters:
-            if one.name == name:
-                return one
-        raise KeyError(name)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All parameters' names."""
-        return tuple(one.name for one in self.parameters)
-
-    @property
-    def traced(self) -> tuple[Parameter, ...]:
-        """Those whose change compiles nothing."""
-        return tuple(one for one in self.parameters if not one.structural)
-
-    @property
-    def structural(self) -> tuple[Parameter, ...]:
-        """Those whose change needs another program."""
-        return tuple(one for one in self.parameters if one.structural)
-
-    def random_candidate(
-        self, generator: np.random.Generator, structure: Mapping[str, Value] | None = None
-    ) -> dict[str, Value]:
-        """A point drawn evenly on each traced parameter's scale, with the structure given (None: the base's)."""
-        candidate: dict[str, Value] = dict(structure or {})
-        for one in self.traced:
-            candidate[one.name] = one.at(float(generator.random()))
-        for smaller, larger in (("sinkhorn_epsilon_min", "sinkhorn_epsilon_0"), ("stiffness_low", "stiffness_high")):
-            if smaller in candidate and float(candidate[smaller]) >= float(candidate[larger]):
-                candidate[larger] = self[larger].high
-        return candidate
+def search_space(ranges: MetaOptimization, tier: str) -> dict[str, BaseDistribution]:
+    """The distribution of every parameter of ``tier``, by the parameter's name."""
+    return {one.name: one.distribution(ranges) for one in parameters_of(tier)}
 
 
-def _parameter(ranges: MetaOptimization, name: str, tier: Tier, logarithmic: bool) -> Parameter:
-    spec = _TARGETS[name]
-    low, high = getattr(ranges, f"{name}_min"), getattr(ranges, f"{name}_max")
-    levels: tuple[int, ...] = ()
-    structural = spec.key.parameter_class is ParameterClass.STRUCTURAL
-    if spec.key.power_of_two:
-        levels = tuple(1 << power for power in range(31) if low <= 1 << power <= high)
-    elif structural:
-        levels = tuple(range(int(low), int(high) + 1))
-    kind = Kind.LEVELS if levels else Kind.WHOLE if spec.kind is int else Kind.REAL
-    return Parameter(name, spec.path, tier, kind, float(low), float(high), logarithmic, levels, structural)
+def path_of(name: str) -> str:
+    """The dotted path of a parameter's key."""
+    return _BY_NAME[name].path
 
 
-def canonical(candidate: Mapping[str, Value]) -> dict[str, Value]:
-    """The candidate by dotted path, in the keys' own types. Raises ``UnknownParameterError``."""
-    by_path: dict[str, Value] = {}
-    for name, value in candidate.items():
-        spec = _TARGETS.get(ALIASES.get(name, name))
-        if spec is None or spec.key.parameter_class is ParameterClass.LOCKED:
-            raise UnknownParameterError(f"{name} is no parameter of the predictor that can be tuned")
-        plain = value.item() if isinstance(value, np.generic) else value
-        if spec.kind is int and isinstance(plain, float) and plain.is_integer():
-            plain = int(plain)
-        try:
-            by_path[spec.path] = spec.fit(plain)
-        except Exception as error:
-            raise UnknownParameterError(f"{spec.path}: expected {spec.expectation}, got {value!r}") from error
-    return by_path
+def structural_names(space: Mapping[str, BaseDistribution]) -> tuple[str, ...]:
+    """The parameters of the space whose change needs another compiled program."""
+    return tuple(name for name in space if name in _BY_NAME and _BY_NAME[name].is_structural)
 
 
-def candidate_settings(base: Settings, candidate: Mapping[str, Value]) -> Settings:
-    """The base settings with the candidate's values. Raises ``UnknownParameterError``, or ``ConfigError`` for values
-    that are in range but make no sense together.
+def into_space(values: Mapping[str, Value], space: Mapping[str, BaseDistribution]) -> dict[str, Value]:
+    """The point of the space nearest to ``values``."""
+    return {name: _nearest(values[name], distribution) for name, distribution in space.items()}
+
+
+def _nearest(value: Value, distribution: BaseDistribution) -> Value:
+    if isinstance(distribution, CategoricalDistribution):
+        if value in distribution.choices or not isinstance(value, int | float):
+            return value if value in distribution.choices else distribution.choices[0]  # type: ignore[return-value]
+        return min(distribution.choices, key=lambda choice: abs(float(choice) - float(value)))  # type: ignore
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    assert isinstance(value, int | float)
+    return type(distribution.low)(min(max(value, distribution.low), distribution.high))
+
+
+def repaired(values: Mapping[str, Value], space: Mapping[str, BaseDistribution]) -> dict[str, Value]:
+    """``values`` moved as little as the schema's order between parameters asks: the smaller one is brought down to
+    the larger, or, where its range does not reach so low, the larger one up.
     """
-    return parse_settings(document_of({**dict(base.items()), **canonical(candidate)}), source="candidate")
+    result = dict(values)
+    for smaller, larger, strictly in _ORDERED:
+        if smaller not in result or larger not in result:
+            continue
+        margin = 1.0 + _APART if strictly else 1.0
+        low, high = float(result[smaller]), float(result[larger])
+        if low * margin <= high:
+            continue
+        least, most = space[smaller], space[larger]
+        assert isinstance(least, FloatDistribution) and isinstance(most, FloatDistribution)
+        if high / margin >= least.low:
+            result[smaller] = high / margin
+        elif least.low * margin <= most.high:
+            result[smaller], result[larger] = least.low, least.low * margin
+        else:
+            raise TuningError(
+                f"meta_optimization: no value of {smaller} is small enough for any of {larger}; change their ranges"
+            )
+    return result
 
 
-def candidate_config(base: Settings, candidate: Mapping[str, Value]) -> PredictorConfig:
-    """The predictor's parameters under the candidate; ``cusum_h`` stays "auto" unless the candidate sets it.
+def with_shipped_network(
+    values: Mapping[str, Value], base: Mapping[str, Value], space: Mapping[str, BaseDistribution]
+) -> dict[str, Value]:
+    """``values`` with the one width and depth that stand for the shipped network which theirs resolve to.
 
-    Raises as ``candidate_settings`` does.
+    Many pairs resolve to one network; each would be a structure of its own, compiled anew and searched apart. The
+    base's own pair stands for its network, then the network's own where the ranges have it, then the pair in the
+    ranges that is nearest in capacity.
     """
-    return predictor_config(candidate_settings(base, candidate))
+    width, depth = (values.get(name) for name in _NETWORK)
+    if not isinstance(width, int) or not isinstance(depth, int):
+        return dict(values)  # a tier that leaves the network alone
+    tier = nearest_dgm_tier(width, depth)
+    pairs = _pairs(space)
+    own = base.get(_NETWORK[0]), base.get(_NETWORK[1])
+    if own in pairs and nearest_dgm_tier(*own) == tier:  # type: ignore[misc]
+        pair = own
+    elif DGM_TIERS[tier] in pairs:
+        pair = DGM_TIERS[tier]
+    else:
+        capacity = DGM_TIERS[tier][0] * DGM_TIERS[tier][1]
+        some = [pair for pair in pairs if nearest_dgm_tier(*pair) == tier]
+        pair = min(some, key=lambda pair: (max(pair[0] * pair[1] / capacity, capacity / (pair[0] * pair[1])), pair))
+    return {**values, **dict(zip(_NETWORK, pair, strict=True))}  # type: ignore[dict-item]
 
 
-def network_levels(space: SearchSpace) -> tuple[tuple[int, int], ...]:
-    """Pairs (``dgm_width_size``, ``dgm_depth``) in the ranges, one for each shipped network that any pair resolves to.
-
-    The network's own width and depth where the ranges have them, else the pair that is nearest in capacity.
-    """
-    widths, depths = space["dgm_width_size"].levels, space["dgm_depth"].levels
-    best: dict[int, tuple[float, tuple[int, int]]] = {}
-    for width in widths:
-        for depth in depths:
-            distances = [abs(math.log(width * depth / (w * d))) for w, d in DGM_TIERS]
-            tier = int(np.argmin(distances))
-            own = (width, depth) == DGM_TIERS[tier]
-            rank = (-1.0 if own else distances[tier], (width, depth))
-            best[tier] = min(best.get(tier, rank), rank)
-    return tuple(best[tier][1] for tier in sorted(best))
+def _pairs(space: Mapping[str, BaseDistribution]) -> list[tuple[int, int]]:
+    widths, depths = (space[name] for name in _NETWORK)
+    assert isinstance(widths, CategoricalDistribution) and isinstance(depths, IntDistribution)
+    return [(int(w), d) for w in widths.choices for d in range(depths.low, depths.high + 1)]  # type: ignore[arg-type]
 
 
-def choose_structures(
-    space: SearchSpace, base: PredictorConfig, *, limit: int = MAX_STRUCTURES
-) -> list[dict[str, Value]]:
-    """The structures that a campaign visits: the base's own first, then each that is one choice away from it.
-
-    One choice is another signature depth or another of the shipped networks, nearest ones first, the two kinds by
-    turns. Traced parameters are tuned within each.
-
-    Args:
-      space: the tier's parameters; a structural parameter that it does not search stays as it is.
-      base: the parameters that are in force.
-      limit: most structures, at least 1.
-
-    Returns:
-      At most ``limit`` different mappings of structural parameters to values, the first being ``base``'s.
-    """
-    own: dict[str, Value] = {one.name: getattr(base, one.name) for one in space.structural}
-    moves: list[Sequence[dict[str, Value]]] = []
-    if "log_sig_depth" in own:
-        depths = sorted(space["log_sig_depth"].levels, key=lambda level: (abs(level - base.log_sig_depth), level))
-        moves.append([{"log_sig_depth": depth} for depth in depths])
-    if "dgm_width_size" in own:
-        capacity = base.dgm_width_size * base.dgm_depth
-        pairs = sorted(network_levels(space), key=lambda pair: (abs(math.log(pair[0] * pair[1] / capacity)), pair))
-        moves.append([{"dgm_width_size": width, "dgm_depth": depth} for width, depth in pairs])
-    chosen = [own]
-    for step in range(max((len(one) for one in moves), default=0)):
-        for kind in moves:
-            if step < len(kind) and {**own, **kind[step]} not in chosen:
-                chosen.append({**own, **kind[step]})
-    return chosen[: max(1, limit)]
-
-
-def space_table(parameters: Iterable[Parameter]) -> str:
+def space_table(ranges: MetaOptimization, parameters: Iterable[Parameter] = PARAMETERS) -> str:
     """The space as a Markdown table, for docs/numerics/tuning.md."""
-    rows = ["| parameter | key | tier | values | scale | a change costs |", "|---|---|---|---|---|---|"]
+    rows = ["| parameter | key | tiers | values | scale | a change costs |", "|---|---|---|---|---|---|"]
     for one in parameters:
-        scale = "levels" if one.kind is Kind.LEVELS else "logarithmic" if one.logarithmic else "linear"
-        if one.kind is Kind.WHOLE:
-            scale += ", whole"
-        cost = "a compilation" if one.structural else "nothing"
-        rows.append(f"| {one.name} | `{one.path}` | {one.tier} | {one.range_text} | {scale} | {cost} |")
+        drawn = one.distribution(ranges)
+        if isinstance(drawn, CategoricalDistribution):
+            values, scale = ", ".join(map(str, drawn.choices)), "powers of two"
+        else:
+            assert isinstance(drawn, FloatDistribution | IntDistribution)
+            values, scale = f"{drawn.low:g} to {drawn.high:g}", "logarithmic" if drawn.log else "linear"
+            if isinstance(drawn, IntDistribution):
+                scale += ", whole"
+        tiers = ", ".join(tier for tier in Tier if tier in one.tiers)
+        cost = "a compilation" if one.is_structural else "nothing"
+        rows.append(f"| {one.name} | `{one.path}` | {tiers} | {values} | {scale} | {cost} |")
     return "\n".join(rows)

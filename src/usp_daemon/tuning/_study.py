@@ -15,8 +15,9 @@ import pathlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import msgspec
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
@@ -26,6 +27,7 @@ from optuna.study import Study, StudyDirection
 from usp_daemon.config import MetaOptimization, Value
 
 from ._campaign import ATTRIBUTE, Campaign, campaign_of, require_same, to_attribute
+from ._decision import Decision
 from ._errors import StorageError
 from ._evaluation import Evaluation
 from ._journal import JournalFile, exclusive
@@ -46,6 +48,7 @@ from ._trials import (
 # Optuna reports every study and trial that it makes, those that only draw included.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+_DECISION = "decision"  # the study's attribute that holds it, with the number of trials that it is of
 _SEEN = "seen:"  # prefix of the study's attributes in which workers say when they were last there
 
 
@@ -95,6 +98,21 @@ def read_campaign(storage: BaseStorage, name: str) -> Campaign:
             return campaign_of(study.user_attrs[ATTRIBUTE], name)
     known = ", ".join(stored_campaigns(storage)) or "none"
     raise StorageError(f"there is no campaign {name!r} in the storage (campaigns: {known})")
+
+
+def read_decision(storage: BaseStorage, name: str, records: Sequence[TrialRecord]) -> Decision | None:
+    """What was decided of exactly these trials of the campaign ``name``, if anything was."""
+    stored = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(_DECISION)
+    if not isinstance(stored, Mapping) or stored.get("num_trials") != _num_finished(records):
+        return None
+    try:
+        return msgspec.convert(stored.get("decision"), Decision)
+    except msgspec.ValidationError as error:
+        raise StorageError(f"the campaign {name!r} holds a decision that is none: {error}") from error
+
+
+def _num_finished(records: Sequence[TrialRecord]) -> int:
+    return sum(record.is_finished for record in records)
 
 
 class TrialStore:
@@ -202,6 +220,16 @@ class TrialStore:
     def finish(self, record: TrialRecord, evaluation: Evaluation) -> TrialRecord:
         """Tell a running trial its outcome; it is on the disk when this returns."""
         return self._write_outcome(finished_record(record, evaluation, self._unix_ns_fn()))
+
+    def write_decision(self, decision: Decision) -> None:
+        """Keep what was decided of the trials there are; further trials make it void."""
+        stored = {"num_trials": _num_finished(self.records()), "decision": msgspec.to_builtins(decision)}
+        with _translated(self._path):
+            self._storage.set_study_user_attr(self._study_id, _DECISION, stored)
+
+    def decision(self) -> Decision | None:
+        """What was decided of these trials, if anything was."""
+        return read_decision(self._storage, self.campaign.name, self.records())
 
     def has_lapsed(self, worker: str, lease_s: float) -> bool:
         """Whether ``worker`` was not seen for ``lease_s`` seconds."""

@@ -65,12 +65,12 @@ def _ssl_context(kafka: Kafka) -> ssl.SSLContext:
             certfile=kafka.ssl_certificate_file or None,
             keyfile=kafka.ssl_key_file or None,
             # Never None: for a key that is encrypted, OpenSSL would ask the terminal.
-            password=kafka.ssl_key_password,
+            password=_password(kafka, "ssl_key_password"),
         )
     except (ssl.SSLError, OSError, ValueError) as error:
         raise TransportError(
             "the TLS files of [kafka] do not go together (not PEM, key of another certificate, or wrong "
-            f"kafka.ssl_key_password): {error}"
+            f"kafka.ssl_key_password or kafka.ssl_key_password_file): {error}"
         ) from error
     context.check_hostname = kafka.ssl_check_hostname
     return context
@@ -82,15 +82,7 @@ def _sasl_options(kafka: Kafka) -> dict[str, Any]:
             "sasl_mechanism": kafka.sasl_mechanism,
             "sasl_oauth_token_provider": _TokenProvider(kafka.sasl_oauth_token_provider),
         }
-    password = kafka.sasl_password
-    if kafka.sasl_password_file:
-        try:
-            password = Path(kafka.sasl_password_file).read_text("utf-8").partition("\n")[0].rstrip("\r")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise TransportError(
-                f"kafka.sasl_password_file = {kafka.sasl_password_file!r} cannot be read: {reason}"
-            ) from None
+    password = _password(kafka, "sasl_password")
     if not kafka.sasl_username or not password:
         raise TransportError(
             f"kafka.sasl_mechanism = {kafka.sasl_mechanism!r} needs kafka.sasl_username and a password, in "
@@ -101,6 +93,21 @@ def _sasl_options(kafka: Kafka) -> dict[str, Any]:
         "sasl_plain_username": kafka.sasl_username,
         "sasl_plain_password": password,
     }
+
+
+def _password(kafka: Kafka, key: str) -> str:
+    """The password under ``key``, or the first line of the file under ``key_file``; may be empty.
+
+    Raises :class:`TransportError` for a file that cannot be read.
+    """
+    path = getattr(kafka, f"{key}_file")
+    if not path:
+        return getattr(kafka, key)
+    try:
+        return Path(path).read_text("utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise TransportError(f"kafka.{key}_file = {path!r} cannot be read: {reason}") from None
 
 
 class _TokenProvider(AbstractTokenProvider):
