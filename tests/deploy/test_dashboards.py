@@ -1,5 +1,6 @@
 """Dashboards are what their code makes, keep to the rules of the house, and every query in them finds something."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import promql_parser
 import pytest
 import yaml
@@ -16,6 +18,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import CollectorRegistry, start_http_server
 
+from fake_predictor import COUNTS, FLAGS, WIDE
+from usp_daemon.core import PredictionResult
 from usp_daemon.telemetry import (
     PartitionState,
     RebalanceKind,
@@ -28,8 +32,8 @@ from usp_daemon.wire import TopicPartition
 
 from .promql import FOREIGN, declared, filled, metric_names
 
-NAMES = ("overview", "pipeline", "recovery", "tuner")
-VARIABLES = {"datasource", "job", "instance", "topic", "partition"}
+NAMES = ("overview", "forecasts", "symbol", "pipeline", "recovery", "tuner")
+VARIABLES = {"datasource", "job", "instance", "topic", "partition", "symbol"}
 
 
 @pytest.fixture(scope="session")
@@ -169,12 +173,30 @@ def assert_all_find_something(prometheus, dashboards, began):
     assert not failures, "\n".join(failures)
 
 
+class Rows:
+    """Predictions of four symbols as the service reports them, with numbers of no meaning that move with ``turn``."""
+
+    def __init__(self, turn):
+        self.symbols = ["a", "b", "c", "d"]
+        self.values = np.array([1.0, 2.0, 3.0, 4.0]) + 0.01 * turn
+
+    def column(self, name):
+        assert name in {field.name for field in dataclasses.fields(PredictionResult)}, name
+        if name in COUNTS:
+            return np.ones(4, np.int32)
+        if name in FLAGS:
+            return np.full(4, name != "warming_up")
+        if name.startswith(("lower", "upper")):
+            return self.values + (1.0 if name.startswith("upper") else -1.0)
+        return np.full((4, WIDE[name]) if name in WIDE else 4, 0.25)
+
+
 class Exposed:
     """The service's metrics, driven through every hook from a thread as a busy replica would, and served."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
-        self.metrics = ServiceMetrics(self.registry)
+        self.metrics = ServiceMetrics(self.registry, top_symbols=5)
         self.server, _ = start_http_server(0, addr="127.0.0.1", registry=self.registry)
         self.port = self.server.server_port
         self._ended = threading.Event()
@@ -202,7 +224,7 @@ class Exposed:
                 metrics.record_snapshot(partition, 0.1, 10**6)
                 metrics.record_commit(
                     partition, num_predictions=20, record_timestamps_ns=[now_ns - 10**8] * 20, alarm_kinds=[1, 2],
-                    refused_reasons=[1], dead_letters={"not_json": 1},
+                    refused_reasons=[1], dead_letters={"not_json": 1}, rows=[Rows(turn)],
                 )  # fmt: skip
             metrics.record_poll(0.05, dict.fromkeys(partitions, 20))
             for stage in Stage:

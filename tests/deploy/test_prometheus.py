@@ -10,7 +10,18 @@ import yaml
 from .promql import FOREIGN, declared, metric_names
 
 SEVERITIES = {"critical", "warning"}
-GROUPS = ("availability", "config", "flow", "input", "kafka", "partitions", "recovery", "resources", "tuner")
+GROUPS = (
+    "availability",
+    "config",
+    "flow",
+    "input",
+    "kafka",
+    "partitions",
+    "predictor",
+    "recovery",
+    "resources",
+    "tuner",
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
-from . import _overview, _pipeline, _recovery, _tuner
+from . import _forecasts, _overview, _pipeline, _recovery, _symbol, _tuner
 from ._parts import TAG, annotations, links, variables
 
 
@@ -28,6 +28,18 @@ DASHBOARDS: Mapping[str, _Page] = MappingProxyType(
             "Is the service up, does it keep up, and are its forecasts sound? Begin here.",
             (),
             _overview.rows,
+        ),
+        "forecasts": _Page(
+            "usp-daemon: forecasts",
+            "Are the forecasts of all symbols sound: scores, modes, incidents, and the predictor's quantities.",
+            (),
+            _forecasts.rows,
+        ),
+        "symbol": _Page(
+            "usp-daemon: one symbol",
+            "Forecast, intervals, regime and kernels of one symbol that has series of its own.",
+            ("symbol",),
+            _symbol.rows,
         ),
         "pipeline": _Page(
             "usp-daemon: pipeline and Kafka",

@@ -204,7 +204,7 @@ def heat(title: str, description: str, unit: str, histogram: str, *, width: int 
 
 
 def variables(*names: str) -> list[Builder[models.VariableModel]]:
-    """The data source, job and instance, and those of ``topic`` and ``partition`` that are asked for."""
+    """The data source, job and instance, and those of ``topic``, ``partition`` and ``symbol`` that are asked for."""
     made: list[Builder[models.VariableModel]] = [
         dashboard.DatasourceVariable("datasource").type("prometheus").label("Data source"),
         _choice("job", "Job", "label_values(usp_build_info, job)"),
@@ -218,6 +218,9 @@ def variables(*names: str) -> list[Builder[models.VariableModel]]:
             made.append(_choice("topic", "Topic", topic))
         elif name == "partition":
             made.append(_choice("partition", "Partition", partition))
+        elif name == "symbol":
+            symbol = f"label_values({chosen('usp_symbol_value')}, symbol)"
+            made.append(_choice("symbol", "Symbol", symbol, several=False))
     return made
 
 
@@ -277,18 +280,16 @@ def partition_query(metric: str, legend: str = "{{topic}}/{{partition}}") -> Que
     return Query(f"max by (topic, partition) ({chosen(metric, PARTITION)})", legend)
 
 
-def _choice(name: str, label: str, query: str) -> Builder[models.VariableModel]:
-    return (
+def _choice(name: str, label: str, query: str, *, several: bool = True) -> Builder[models.VariableModel]:
+    variable = (
         dashboard.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
         .query(query)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.NATURAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .all_value(".+")
     )
+    return variable.multi(True).include_all(True).all_value(".+") if several else variable
 
 
 def _thresholds(levels: Sequence[Level]) -> dashboard.ThresholdsConfig:

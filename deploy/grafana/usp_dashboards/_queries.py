@@ -1,6 +1,7 @@
 """Pieces of PromQL that every dashboard uses: the selection by variables, rates, shares and quantiles."""
 
 JOB = 'job=~"$job",instance=~"$instance"'
+SYMBOL = JOB + ',symbol=~"$symbol"'
 PARTITION = JOB + ',topic=~"$topic",partition=~"$partition"'
 
 
