@@ -274,18 +274,21 @@ def test_every_query_finds_something_and_an_alert_comes_and_goes(make_prometheus
 async def test_the_daemon_itself_fills_the_dashboards_and_is_missed(
     make_prometheus, dashboards, kafka_bootstrap_servers, topic_name, tmp_path
 ):
-    """``usp-daemon run`` on a real broker: rubbish, alarms, snapshots, SIGHUP; then it is killed."""
+    """``usp-daemon run`` on a real broker: rubbish, alarms, snapshots, a change of settings; then it is killed."""
     from chaos import service_process as chaos
 
     prefix, began = topic_name(), time.time()
     await chaos.create_topics(kafka_bootstrap_servers, prefix, ["g"])
     replica = chaos.ServiceProcess(tmp_path / "replica", kafka_bootstrap_servers, group="g", prefix=prefix)
-
+    config = replica.directory / "config" / "config.toml"
+    config.parent.mkdir()
+    config.write_text("[orchestration]\n", "utf-8")
     prometheus = make_prometheus(f"127.0.0.1:{replica.port}", UspDaemonDown="1s")
     try:
         assert await replica.start().wait_ready(holding=chaos.NUM_PARTITIONS), replica.tail()
         ticks = list(chaos.seeded_ticks(7, 3000))
         await chaos.produce(kafka_bootstrap_servers, f"{prefix}.ticks", ticks[:1500], per_second=300)
+        config.write_text("[orchestration]\ncusum_k = 0.4\n", "utf-8")
         os.kill(replica.process.pid, signal.SIGHUP)
         await chaos.produce(kafka_bootstrap_servers, f"{prefix}.ticks", ticks[1500:], per_second=300)
         await chaos.wait_answered(kafka_bootstrap_servers, replica)
