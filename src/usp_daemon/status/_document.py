@@ -124,7 +124,8 @@ class Tuner(msgspec.Struct, kw_only=True):
     trials: Count = 0
     trials_total: Count = 0
     best_ratio: Annotated[
-        float | None, Meta(description="Best score of the campaign over that of the settings in force; below 1 is better")
+        float | None,
+        Meta(description="Best score of the campaign over that of the settings in force; below 1 is better"),
     ] = None
     campaigns: Count = 0
     last_campaign_ns: Ns = 0

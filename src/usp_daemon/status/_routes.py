@@ -82,10 +82,7 @@ def is_host_known(header: str | None, names: Collection[str]) -> bool:
     if header is None:  # HTTP/1.0, which no browser speaks
         return True
     name = header.strip().lower()
-    if name.startswith("["):
-        name = name[1:].partition("]")[0]
-    else:
-        name = name.partition(":")[0]
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     name = name.rstrip(".")
     if name == "localhost" or name.endswith(".localhost") or name in names:
         return True

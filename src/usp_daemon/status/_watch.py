@@ -60,13 +60,13 @@ class WatchList:
     ) -> list[int]:
         """Give slots to symbols of a batch that deserve them; returns the slots whose symbol is new.
 
-        ``slots`` are those of ``symbols``, ``alarmed`` the rows on which an alarm was declared. Whoever gets a list that
-        is not empty must ask for the slots again.
+        ``slots`` are those of ``symbols``, ``alarmed`` the rows on which an alarm was declared. Where the
+        list is not empty, the slots must be asked for again.
         """
         new: list[int] = []
         if not self.limit:
             return new
-        for row in alarmed.tolist():
+        for row in map(int, alarmed):
             slot = self._slots.get(partition, {}).get(symbols[row])
             if slot is None:
                 slot = self._take(partition, symbols[row], self._weakest(now, also_alarmed=True))
@@ -74,7 +74,7 @@ class WatchList:
             self._alarmed_at[slot] = now
         unwatched = np.flatnonzero(slots < 0)
         if unwatched.size and self._free:
-            for row in unwatched.tolist():
+            for row in map(int, unwatched):
                 if not self._free:
                     break
                 if symbols[row] not in self._slots.get(partition, {}):
@@ -103,9 +103,9 @@ class WatchList:
     def _sample(self, partition: TopicPartition, symbols: Sequence[str], unwatched: NDArray[np.intp]) -> None:
         """Count some of the unwatched ticks, each for as many as it stands for."""
         step = max(unwatched.size // _SAMPLE, 1)
-        rows = unwatched[self._offset % step :: step][:_SAMPLE].tolist()
+        rows = unwatched[self._offset % step :: step][:_SAMPLE]
         self._offset += 1
-        for row in rows:
+        for row in map(int, rows):
             key = (partition, symbols[row])
             if key not in self._candidates and len(self._candidates) >= 4 * self.limit:
                 continue

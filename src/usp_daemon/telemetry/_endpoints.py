@@ -35,7 +35,11 @@ def telemetry_routes(
         "/readyz": _verdict_handler(health.readyz),
         **(extra or {}),
     }
-    links = "\n".join(f'<li><a href="{html.escape(path)}">{html.escape(path)}</a></li>' for path in sorted(routes) if not path.endswith(".ico"))
+    links = "\n".join(
+        f'<li><a href="{html.escape(path)}">{html.escape(path)}</a></li>'
+        for path in sorted(routes)
+        if not path.endswith(".ico")
+    )
     page = _INDEX.format(version=html.escape(version), links=links).encode()
 
     async def index(request: HttpRequest) -> HttpResponse:
