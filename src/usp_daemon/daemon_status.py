@@ -162,12 +162,12 @@ def _shown(change: Change) -> ShownChange:
     old, new = change.shown
     return ShownChange(
         path=change.path,
-        old=without_credentials(old),
-        new=without_credentials(new),
+        old=without_credentials(old) if isinstance(old, str) else old,
+        new=without_credentials(new) if isinstance(new, str) else new,
         parameter_class=change.parameter_class.value,
     )
 
 
-def without_credentials(value: Value) -> Value:
-    """The value; in a text, what stands before an @ in an address is hidden."""
-    return _CREDENTIALS.sub(f"{HIDDEN}@", value) if isinstance(value, str) else value
+def without_credentials(text: str) -> str:
+    """The text without what stands before an @ in an address."""
+    return _CREDENTIALS.sub(f"{HIDDEN}@", text)

@@ -62,7 +62,8 @@ class Pipeline:
 
     ``key_fn(topic, partition, symbol)`` makes the key of a symbol's state. ``max_batch`` bounds the ticks of one step;
     ``queue_batches`` the batches between two stages. ``refine_fn`` sees every decoded batch, ``pacer`` holds ticks
-    back; both are for replay. ``answered_fn`` is told, on the event loop, what was published. Source and sink are opened and closed by the caller.
+    back; both are for replay. ``answered_fn`` is told, on the event loop, what was published. Source and sink are
+    opened and closed by the caller.
     """
 
     def __init__(

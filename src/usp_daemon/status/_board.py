@@ -231,7 +231,7 @@ class Board:
             sequence, slot = int(columns["sequence"][row]), int(slots[row])
             start = max(sequence - max(ticks_ago, 0), 0)
             event = AlarmEvent(
-                symbol=rows.symbols[inside],
+                symbol=str(rows.symbols[inside]),
                 partition=partition.partition,
                 ts=int(columns["ts"][row]),
                 seq=sequence,

@@ -207,5 +207,7 @@ class Status(msgspec.Struct, kw_only=True):
     config: Config | None
     tuner: Tuner | None
     recent_alarms: Annotated[list[AlarmEvent], Meta(description="Newest first, of all symbols")]
-    kernels: Annotated[list[str], Meta(description="Names of the weights")] = list(KERNEL_NAMES)
+    kernels: Annotated[list[str], Meta(description="Names of the weights")] = msgspec.field(
+        default_factory=lambda: list(KERNEL_NAMES)
+    )
     symbols: list[SymbolStatus]
