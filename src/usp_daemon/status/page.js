@@ -52,6 +52,8 @@ const rows = new Map();
 async function poll() {
   clearTimeout(state.timer);
   if (state.paused || document.hidden) return;
+  if (state.isAsking) { state.askAgain = true; return; }
+  state.isAsking = true;
   const asked = state.status ? state.shown.length ? state.shown.join(",") : "none" : "all";
   let delay = POLL_MS;
   try {
@@ -67,9 +69,11 @@ async function poll() {
     delay = Math.min(POLL_MS * 2 ** state.failures, MOST_MS);
     state.why = error.message;
   }
+  state.isAsking = false;
+  if (state.askAgain && !state.failures) delay = 0;
+  state.askAgain = false;
   state.nextAt = Date.now() + delay;
-  render();
-  if (!state.paused) state.timer = setTimeout(poll, delay);
+  if (!state.paused) { render(); state.timer = setTimeout(poll, delay); }
 }
 
 function renderLink() {
@@ -279,7 +283,7 @@ function table(status) {
   $("next").disabled = state.page === pages - 1;
   for (const button of document.querySelectorAll("th button")) {
     const th = button.parentElement;
-    if (button.dataset.sort === state.sort) th.setAttribute("aria-sort", state.down === (state.sort === "symbol") ? "descending" : state.sort === "symbol" ? "ascending" : state.down ? "ascending" : "descending");
+    if (button.dataset.sort === state.sort) th.setAttribute("aria-sort", (state.sort === "symbol") === state.down ? "descending" : "ascending");
     else th.removeAttribute("aria-sort");
   }
   $("order").value = state.sort;
