@@ -190,7 +190,7 @@ async def replay(
     )
     source = FileSource(
         files,
-        **({} if watching is None else {"batch_records": 1}),
+        batch_records=4096 if watching is None else 1,
         max_record_bytes=tick_format.max_record_bytes,
         side_by_side=apart and all(file.layout is not None and file.layout.symbol_column is None for file in files),
     )

@@ -195,14 +195,16 @@ const whenOf = event => {
 
 function figures(status) {
   const totals = status.totals, lag = status.partitions.map(each => each.lag_records).filter(each => each !== null);
-  const boxes = [
+  const all = [
     ["rate", "Ticks a second", count(Math.round(totals.ticks_per_s * 10) / 10), count(totals.predictions) + " in all", totals.ticks_by_second],
     ["symbols", "Symbols", count(Math.max(totals.symbols, totals.watched)), totals.watched < totals.symbols ? count(totals.watched) + " watched here" : "all watched here"],
     ["alarms", "Alarms", count(totals.alarms), topOf(totals.alarms_by_kind) || "none yet"],
-    ["lag", "Lag", lag.length ? count(lag.reduce((a, b) => a + b, 0)) : "–", lag.length ? "records, all partitions" : "not known"],
+    ["lag", "Lag", lag.length ? count(lag.reduce((a, b) => a + b, 0)) : "–", lag.length ? "records, all partitions" : "not known yet"],
     ["refused", "Refused by the gate", count(totals.rejected), topOf(totals.rejected_by_reason) || "none"],
     ["dead", "Dead letters", count(totals.dead_letters), topOf(totals.dead_letters_by_reason) || "none"],
   ];
+  // A demonstration reads files, which have no lag.
+  const boxes = all.filter(([id]) => id !== "lag" || status.service.kind !== "demo");
   const parent = $("figures");
   boxes.forEach(([id, name, value, note, series], index) => {
     let box = parent.children[index];
