@@ -116,7 +116,7 @@ def _symbol(view: BoardView, slot: int, name: str, owner: TopicPartition, *, wit
 def _history(memory: SymbolMemory, slot: int, places: NDArray[np.intp]) -> History:
     rings = {name: ring[slot, places] for name, ring in memory.rings.items()}
     spread = np.ptp(finite) if (finite := rings["value"][np.isfinite(rings["value"])]).size else 0.0
-    places_kept = 4 - math.floor(math.log10(spread)) if spread > 0.0 and np.isfinite(spread) else None
+    places_kept = 5 - math.floor(math.log10(spread)) if spread > 0.0 and np.isfinite(spread) else None
 
     def rounded(name: str) -> list[float | None]:
         numbers = rings[name]

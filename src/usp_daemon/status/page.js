@@ -215,8 +215,9 @@ function figures(status) {
     setText(box.children[1], value);
     setText(box.children[2], note);
     if (series) {
-      const most = Math.max(...series, 1);
-      const d = "M0 18" + series.map((each, i) => `L${i} ${(18 - 17 * each / most).toFixed(1)}`).join("") + `L${series.length - 1} 18Z`;
+      // One burst must not flatten all the rest.
+      const busy = series.filter(Boolean).sort((a, b) => a - b), most = Math.max(Math.min(3 * (busy[busy.length >> 1] || 1), Math.max(...series)), 1);
+      const d = "M0 18" + series.map((each, i) => `L${i} ${(18 - 17 * Math.min(each / most, 1)).toFixed(1)}`).join("") + `L${series.length - 1} 18Z`;
       const svg = draw("svg", { viewBox: `0 0 ${series.length - 1} 18`, preserveAspectRatio: "none", "aria-hidden": "true" }, draw("path", { d, class: "area" }));
       if (box.children[3]) box.children[3].replaceWith(svg); else box.append(svg);
     }
@@ -244,7 +245,9 @@ function symbolRow(symbol) {
   const key = keyOf(symbol);
   let row = rows.get(key);
   if (!row) {
-    const link = make("a", { href: linkTo(symbol), text: symbol.symbol });
+    const link = make("a", { href: linkTo(symbol) });
+    // A long name breaks where it has joints, if it must.
+    symbol.symbol.split(/(?<=[_\-./: ])/).forEach((part, index) => link.append(...(index ? [make("wbr")] : []), part));
     row = { link, tr: make("tr", {}, make("th", { scope: "row" }, link, make("div", { class: "soft small" })),
       make("td", { class: "chart" }), make("td", { class: "number wide" }), make("td", { class: "number" }),
       make("td", { class: "wide" }), make("td", { class: "wide" }), make("td", { class: "wide small" }), make("td", { class: "number wide" })) };
@@ -313,7 +316,7 @@ function sideLists(status) {
     const left = each.replay_left ? ` ${count(each.replay_left)} left` : "";
     return make("tr", {}, make("th", { scope: "row", text: `${each.topic}/${each.partition}` }),
       make("td", {}, make("span", { class: "pill " + stateKind(each), text: each.state.toLowerCase() + left })),
-      make("td", { class: "number", text: each.lag_records === null ? "–" : count(each.lag_records) + (each.lag_s ? ", " + span(each.lag_s) : "") }),
+      make("td", { class: "number" }, make("span", { text: each.lag_records === null ? "–" : count(each.lag_records) }), ...(each.lag_s ? [make("div", { class: "soft small", text: span(each.lag_s) })] : [])),
       make("td", { class: "number", text: count(each.queued) + (each.paused ? " paused" : "") }), make("td", { class: "number small" }, snapshot));
   }));
   if (!status.partitions.length) $("partitions").replaceChildren(make("tr", {}, make("td", { class: "soft", colspan: 5, text: "None is held." })));
