@@ -222,8 +222,9 @@ def test_nothing_is_wider_than_the_screen(browser, site, width, fragment):
     with Visit(browser, site.url + fragment, width=width, height=740) as page:
         wide, shown = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         too_far = page.evaluate(
-            "[...document.querySelectorAll('main *')].filter(e => !e.closest('.unseen, svg')"
-            " && e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + e.id)"
+            "[...document.querySelectorAll('main *')].filter(e => !e.closest('.unseen, svg'))"
+            ".filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)"
+            ".map(e => e.tagName + e.id)"
         )
         assert (too_far, wide) == ([], shown)
         for card in ("#symbols", ".side .card"):
