@@ -86,7 +86,13 @@ async def test_results_are_those_of_the_plain_demonstration(tmp_path):
 def batch(size):
     raw = RawBatch(topic="t", partition=0, source="f", offsets=list(range(size)), values=[b""] * size)
     return TickBatch(
-        raw, ["a"] * size, np.zeros(size, np.int64), np.zeros(size), np.zeros(size, np.int64), range(size), []
+        raw=raw,
+        positions=range(size),
+        symbols=["a"] * size,
+        values=np.zeros(size),
+        timestamps_ns=np.zeros(size, np.int64),
+        record_timestamps_ns=np.zeros(size, np.int64),
+        dead_letters=[],
     )
 
 
