@@ -146,7 +146,7 @@ def test_ten_thousand_symbols_are_bounded(clock):
     assert len(status.recent_alarms) == MAX_RECENT_ALARMS
     watch = board._watch
     assert len(watch._slots[ONE]) == 50
-    assert len(watch._candidates) <= 200 and len(board._pending) < 33
+    assert len(watch._candidates) <= 200 and len(board._pending) < 65
     arrays = [*board._memory.rings.values(), *board._memory.last.values()]
     assert sum(array.nbytes for array in arrays) < 50 * 6_000
     assert sys.getsizeof(status) < 1_000_000

@@ -38,7 +38,6 @@ def few_ticks(monkeypatch, tmp_path):
     for name in ("one", "two"):
         lines = [f"{1_700_000_000 + i},{i % 7}" for i in range(80)]
         (tmp_path / f"{name}.csv").write_text("time,value\n" + "\n".join(lines) + "\n")
-    from usp_daemon.transport import InputError  # noqa: F401  (the facade is loaded before the files are replaced)
 
     monkeypatch.setattr(app, "demo_files", lambda: [tmp_path / "one.csv", tmp_path / "two.csv"])
     monkeypatch.chdir(tmp_path)

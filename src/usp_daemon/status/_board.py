@@ -6,6 +6,7 @@ somebody asks: a numpy call costs the same for ten rows as for a thousand.
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -17,14 +18,14 @@ from numpy.typing import NDArray
 from usp_daemon.wire import ALARM_KIND_LABELS, GATE_REASON_LABELS, TopicPartition, labels_of_bits
 
 from ._document import AlarmEvent, Partition, Snapshot
-from ._memory import ALARM_COLUMNS, COLUMNS, SymbolMemory
+from ._memory import ALARM_COLUMNS, LAST_COLUMNS, RING_COLUMNS, SymbolMemory
 from ._watch import WatchList
 
 SECONDS = 60
 MAX_RECENT_ALARMS = 50
 # Answers that are put aside hold on to their batches, so that there must not be many.
-_PENDING_ROWS = 1_024
-_PENDING_ANSWERS = 32
+_PENDING_ROWS = 2_048
+_PENDING_ANSWERS = 64
 _MAX_REASONS = 64
 
 
@@ -205,10 +206,10 @@ class Board:
             "ts": np.concatenate([rows.timestamps_ns for _, rows in pending]),
             "value": np.concatenate([rows.values for _, rows in pending]),
         }
-        for name in COLUMNS:
+        for name in RING_COLUMNS:
             columns[name] = np.concatenate([rows.column(name) for _, rows in pending])
         if (slots >= 0).any():
-            self._watch.count(*self._memory.write(slots, columns))
+            self._watch.count(*self._memory.write(slots, columns, functools.partial(_last_columns, pending)))
         alarmed = np.flatnonzero(columns["alarm_kind"])
         if alarmed.size:
             self._note_alarms(pending, slots, columns, alarmed)
@@ -268,6 +269,22 @@ class Board:
         for each in range(max(self._second, second - SECONDS - 1) + 1, second + 1):
             self._by_second[each % (SECONDS + 1)] = 0
         self._second = max(self._second, second)
+
+
+def _last_columns(pending: Sequence[tuple[TopicPartition, Rows]], wanted: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    """The columns of which only the last row of a symbol is kept, at the rows ``wanted`` of all answers together."""
+    order = np.argsort(wanted)
+    ascending = wanted[order]
+    firsts = np.cumsum([0] + [len(rows) for _, rows in pending])
+    bounds = np.searchsorted(ascending, firsts)
+    # Mostly the last answers have them all, and the others are not looked into.
+    parts = [
+        (rows, ascending[bounds[index] : bounds[index + 1]] - firsts[index])
+        for index, (_, rows) in enumerate(pending)
+        if bounds[index] < bounds[index + 1]
+    ]
+    back = np.argsort(order)
+    return {name: np.concatenate([rows.column(name)[inside] for rows, inside in parts])[back] for name in LAST_COLUMNS}
 
 
 def _by_label(counts: Mapping[int, int], labels: Iterable[str]) -> dict[str, int]:

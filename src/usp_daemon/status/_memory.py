@@ -1,7 +1,7 @@
 """What is remembered of the watched symbols: rings of the last ticks, and everything else of the last one alone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ LAST_FLAGS = (
     "warming_up", "reference_ready",
 )  # fmt: skip
 ALARM_COLUMNS = ("alarm_statistic", "alarm_threshold", "alarm_start_ticks_ago")
-COLUMNS = (*RING_COLUMNS, *LAST_FLOATS, *LAST_COUNTS, *LAST_FLAGS, "weights")
+LAST_COLUMNS = (*LAST_FLOATS, *LAST_COUNTS, *LAST_FLAGS, "weights")
 _TIMES, _VALUES = "ts", "value"
 
 
@@ -58,10 +58,14 @@ class SymbolMemory:
         self.seen[slot] = 0
 
     def write(
-        self, slots: NDArray[np.intp], columns: Mapping[str, NDArray]
+        self,
+        slots: NDArray[np.intp],
+        columns: Mapping[str, NDArray],
+        last_fn: Callable[[NDArray[np.intp]], Mapping[str, NDArray]],
     ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
         """Remember ticks in order; ``slots`` says whose each is, -1 for nobody's. ``columns`` are those of
-        :data:`COLUMNS` with "ts" and "value".
+        :data:`RING_COLUMNS` with "ts" and "value"; ``last_fn`` gives those of :data:`LAST_COLUMNS` at the rows that it
+        is asked for, few of many.
 
         Returns the slots that were written, each once, and how many ticks each got.
         """
@@ -79,8 +83,8 @@ class SymbolMemory:
         for name, ring in self.rings.items():
             ring[owners, places] = columns[name][rows]
         final = watched[order][first + counts - 1]
-        for name, array in self.last.items():
-            array[written] = columns[name][final]
+        for name, column in last_fn(final).items():
+            self.last[name][written] = column
         self.seen[written] += counts
         return written, counts
 

@@ -16,7 +16,7 @@ from usp_daemon.wire import TopicPartition
 
 REVIEW_S = 10.0
 ALARM_KEPT_S = 600.0
-_SAMPLE = 32  # unwatched ticks looked at in one call
+_SAMPLE, _ONE_IN = 32, 16  # unwatched ticks looked at in one call: at most so many, and one in so many
 _CLEARLY = 2.0  # times as busy
 _LEAST_SAMPLED = 3
 
@@ -102,8 +102,8 @@ class WatchList:
 
     def _sample(self, partition: TopicPartition, symbols: Sequence[str], unwatched: NDArray[np.intp]) -> None:
         """Count some of the unwatched ticks, each for as many as it stands for."""
-        step = max(unwatched.size // _SAMPLE, 1)
-        rows = unwatched[self._offset % step :: step][:_SAMPLE]
+        step = max(unwatched.size // _SAMPLE, _ONE_IN)
+        rows = unwatched[self._offset % step :: step]
         self._offset += 1
         for row in map(int, rows):
             key = (partition, symbols[row])
