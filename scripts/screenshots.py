@@ -68,7 +68,7 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
                 for scheme in ("light", "dark"):
                     take(browser, url, target / f"status-{scheme}.png", scheme=scheme, size=DESKTOP, scale=1.0)
-                detail = f"{url}#symbol=0%2Fbtcusdt_80ms"
+                detail = f"{url}#symbol=0%2Fbtcusd_1h"
                 take(browser, detail, target / "status-detail.png", scheme="light", size=DESKTOP, scale=1.0)
                 take(browser, url, target / "status-phone.png", scheme="light", size=PHONE, scale=1.5)
                 browser.close()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import usp_daemon
+from usp_daemon.top_arguments import add_top_arguments, run_parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/demo"), metavar="DIR", help="(out/demo)")
     demo.add_argument("--open", action="store_true", help="show the report in a browser at the end")
     demo.add_argument("--serve", action="store_true", help="slowly, with the status page, which stays until Ctrl-C")
-    demo.add_argument("--port", type=_port, metavar="N", help="port of the page, 0 for a free one (settings: 9108)")
+    demo.add_argument("--port", type=_natural, metavar="N", help="port of the page, 0 for a free one (settings: 9108)")
 
     replay = command("replay", "Stream CSV or JSON Lines files through the predictor.")
     replay.add_argument(
@@ -151,16 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
             "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
         )
 
-    watch = command("top", "Show what a running service does, again and again; Ctrl-C ends it.")
-    watch.add_argument("--url", type=_name, metavar="URL", help="the service's address (the one of the settings)")
-    watch.add_argument(
-        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
-    )
-    watch.add_argument("--once", action="store_true", help="show it once, also where there is no terminal")
-    watch.add_argument("--json", action="store_true", help="the document as it is, once")
-    watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between two looks (1)")
-    watch.add_argument("--sort", choices=("symbol", "alarm", "mode", "seq"), default="symbol", help="(symbol)")
-    watch.add_argument("--filter", default="", metavar="TEXT", help="only symbols with TEXT in their name")
+    text = "Show what a running service does, again and again; Ctrl-C ends it."
+    add_top_arguments(command("top", text), seconds_fn=_seconds)
 
     command("version", "Print the versions of usp-daemon and of what it computes with.")
     return parser
@@ -177,7 +170,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "version":
         return _version()
     if parsed.command == "top":
-        return _top(parsed)
+        return run_parsed(parsed)
     if parsed.command == "check-config":
         return _check_config(parsed.config)
     if parsed.command == "snapshot":
@@ -220,21 +213,6 @@ def _check_config(path: pathlib.Path | None) -> int:
     report = check_config(path)
     print(report, file=sys.stdout if report.is_ok else sys.stderr)
     return EXIT_OK if report.is_ok else EXIT_USAGE
-
-
-def _top(parsed: argparse.Namespace) -> int:
-    from usp_daemon.top_command import TopOptions, run_top
-
-    options = TopOptions(
-        url=parsed.url,
-        config=parsed.config,
-        once=parsed.once,
-        as_json=parsed.json,
-        interval_s=parsed.interval,
-        sort=parsed.sort,
-        filter=parsed.filter,
-    )
-    return run_top(options)
 
 
 def _add_snapshot_commands(parser: argparse.ArgumentParser) -> None:
@@ -579,13 +557,6 @@ def _speed(text: str) -> float | None:
     if not (speed > 0.0 and math.isfinite(speed)):
         raise argparse.ArgumentTypeError(f"expected a positive number or max, got {text}")
     return speed
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65_535:
-        raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text}")
-    return number
 
 
 def _positive(text: str) -> int:

@@ -154,7 +154,7 @@ def _head(status: dict[str, Any], problem: str) -> Panel:
 
 
 def _partitions(status: dict[str, Any]) -> Table:
-    table = Table(expand=True, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", padding=(0, 2))
     for heading, justify in (("partition", "left"), ("state", "left"), ("lag", "right"), ("queue", "right")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("snapshot", justify="right", no_wrap=True)

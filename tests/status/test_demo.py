@@ -17,6 +17,7 @@ import fake_predictor
 from usp_daemon import app, demo_status
 from usp_daemon.app import ExitCode
 from usp_daemon.service import RatePacer
+from usp_daemon.telemetry import HttpServerError
 from usp_daemon.wire import RawBatch, TickBatch
 
 
@@ -121,3 +122,8 @@ def test_a_rate_is_positive():
     for rate in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="rate"):
             RatePacer(rate)
+
+
+async def test_what_is_no_port_is_said_to_be_none(tmp_path):
+    with pytest.raises(HttpServerError, match="cannot listen on 127.0.0.1:70000"):
+        await demo_status.serve_demo(tmp_path, console(), console(), port=70_000)

@@ -57,9 +57,10 @@ class HttpServer:
         """Listen. Raises :class:`HttpServerError` when that is not possible."""
         try:
             self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=MAX_HEAD_BYTES)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the latter for what is no port
+            reason = getattr(error, "strerror", None) or error
             raise HttpServerError(
-                f"cannot listen on {self._host}:{self.port} for health and metrics: {error.strerror or error}; "
+                f"cannot listen on {self._host}:{self.port} for health and metrics: {reason}; "
                 "choose another http.port or http.host, or set http.enabled = false"
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
