@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = os.environ.get("USP_CHROMIUM", "/usr/bin/chromium")
 MAX_BYTES = 200_000
-DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
+DESKTOP, PHONE = {"width": 1240, "height": 790}, {"width": 360, "height": 740}
 NUM_TICKS = 7_500
 PATIENCE_S = 400.0
 

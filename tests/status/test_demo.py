@@ -125,5 +125,5 @@ def test_a_rate_is_positive():
 
 
 async def test_what_is_no_port_is_said_to_be_none(tmp_path):
-    with pytest.raises(HttpServerError, match="cannot listen on 127.0.0.1:70000"):
+    with pytest.raises(HttpServerError, match=r"cannot listen on 127\.0\.0\.1:70000"):
         await demo_status.serve_demo(tmp_path, console(), console(), port=70_000)
