@@ -21,7 +21,8 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is open an event loop runs on this thread, and tests of coroutines need their own.
+@pytest.fixture(scope="module")
 def browser():
     """Chromium without a window; skipped where there is none, unless USP_REQUIRE_BROWSER=1."""
     if not CHROMIUM:

@@ -195,13 +195,16 @@ class Board:
         pending, self._pending, self._num_pending = self._pending, [], 0
         if not pending or not self._watch.limit:
             return
-        kinds = [np.asarray(rows.column("alarm_kind")) for _, rows in pending]
-        for (partition, rows), kind in zip(pending, kinds, strict=True):
-            slots = self._watch.slots_of(partition, rows.symbols)
-            for slot in self._watch.admit(partition, rows.symbols, slots, np.flatnonzero(kind), now):
+        found = [self._watch.slots_of(partition, rows.symbols) for partition, rows in pending]
+        has_changed = False
+        for (partition, rows), slots in zip(pending, found, strict=True):
+            alarmed = np.flatnonzero(rows.column("alarm_kind"))
+            for slot in self._watch.admit(partition, rows.symbols, slots, alarmed, now):
                 self._forget(slot)
-        # Only now: a symbol that came into a slot may have driven out one whose rows were looked up before.
-        slots = np.concatenate([self._watch.slots_of(partition, rows.symbols) for partition, rows in pending])
+                has_changed = True
+        if has_changed:  # a symbol that came into a slot may have driven out one whose rows were looked up before
+            found = [self._watch.slots_of(partition, rows.symbols) for partition, rows in pending]
+        slots = np.concatenate(found)
         columns: dict[str, NDArray] = {
             "ts": np.concatenate([rows.timestamps_ns for _, rows in pending]),
             "value": np.concatenate([rows.values for _, rows in pending]),
