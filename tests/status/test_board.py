@@ -189,6 +189,24 @@ def test_a_symbol_that_alarms_is_watched_and_stays_until_the_alarm_is_old(clock)
     assert "quiet" not in crowd()
 
 
+def test_a_symbol_never_has_two_slots(clock):
+    board = Board(6, clock_fn=clock)
+    rng = np.random.default_rng(5)
+    names = [f"s{i}" for i in range(30)]
+    for _ in range(400):
+        symbols = [names[int(30 * u**2)] for u in rng.random(50)]
+        # Rarely, and not for long as alarms go: most slots are then free to be taken by busier ones.
+        kinds = np.where((rng.random(50) < 0.01) & (np.arange(50) > 40), 1, 0)
+        told = answer(symbols, np.zeros(50), np.zeros(50), alarm_kind=kinds)
+        board.answered(ONE, [told] * int(rng.integers(1, 9)))
+        board.view()
+        clock.now += rng.choice([0.5, 3.0, 90.0])
+        watch = board._watch
+        held = {name: slot for slot, name in enumerate(watch.names) if name}
+        assert len(held) == len(watch) == sum(map(bool, watch.names)) and held == watch._slots.get(ONE, {})
+    assert len(status_of(board).symbols) == 6
+
+
 def test_of_alarms_only_the_newest_keep_their_place(clock):
     board = Board(2, clock_fn=clock)
     for number, name in enumerate("abcd"):

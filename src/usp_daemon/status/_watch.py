@@ -116,12 +116,13 @@ class WatchList:
         self._reviewed_at = now
         new = []
         for key, estimate in self._candidates.most_common(self.limit):
-            if self._sampled[key] < _LEAST_SAMPLED:
+            partition, symbol = key
+            # One that was watched meanwhile, because it alarmed, has its slot.
+            if self._sampled[key] < _LEAST_SAMPLED or symbol in self._slots.get(partition, {}):
                 continue
             weakest = self._weakest(now, also_alarmed=False)
             if weakest < 0 or estimate < _CLEARLY * self._activity[weakest]:
                 break
-            partition, symbol = key
             slot = self._take(partition, symbol, weakest)
             self._activity[slot] = estimate
             new.append(slot)
