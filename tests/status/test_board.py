@@ -11,7 +11,7 @@ from status_answers import answer
 from usp_daemon.status import Board, Facts, Health, Service, build_status
 from usp_daemon.status._board import MAX_RECENT_ALARMS
 from usp_daemon.status._memory import DEPTH
-from usp_daemon.status._watch import ALARM_KEPT_S, REVIEW_S
+from usp_daemon.status._watch import ALARM_KEPT_S, REVIEW_S, WatchList
 from usp_daemon.wire import ALARM_KIND_LABELS, GATE_REASON_LABELS, TopicPartition, labels_of_bits
 
 ONE, TWO = TopicPartition("ticks", 0), TopicPartition("ticks", 1)
@@ -189,22 +189,19 @@ def test_a_symbol_that_alarms_is_watched_and_stays_until_the_alarm_is_old(clock)
     assert "quiet" not in crowd()
 
 
-def test_a_symbol_never_has_two_slots(clock):
-    board = Board(6, clock_fn=clock)
-    rng = np.random.default_rng(5)
-    names = [f"s{i}" for i in range(30)]
-    for _ in range(400):
-        symbols = [names[int(30 * u**2)] for u in rng.random(50)]
-        # Rarely, and not for long as alarms go: most slots are then free to be taken by busier ones.
-        kinds = np.where((rng.random(50) < 0.01) & (np.arange(50) > 40), 1, 0)
-        told = answer(symbols, np.zeros(50), np.zeros(50), alarm_kind=kinds)
-        board.answered(ONE, [told] * int(rng.integers(1, 9)))
-        board.view()
-        clock.now += rng.choice([0.5, 3.0, 90.0])
-        watch = board._watch
-        held = {name: slot for slot, name in enumerate(watch.names) if name}
-        assert len(held) == len(watch) == sum(map(bool, watch.names)) and held == watch._slots.get(ONE, {})
-    assert len(status_of(board).symbols) == 6
+def test_a_symbol_that_was_sampled_and_then_alarmed_has_one_slot():
+    watch, none = WatchList(2), np.zeros(0, np.intp)
+
+    def admit(symbols, now, alarmed=none):
+        watch.admit(ONE, symbols, watch.slots_of(ONE, symbols), np.asarray(alarmed, np.intp), now)
+
+    admit(["a", "b"], 0.0)
+    admit(["y"], 0.0)  # the first review, from which the next is counted
+    admit(["x"] * 200, 1.0)
+    admit(["x"], 2.0, alarmed=[0])
+    admit(["z"], 1.0 + REVIEW_S)
+    assert sorted(watch.names).count("x") == 1
+    assert {watch.names[slot]: slot for slot in watch.taken} == watch._slots[ONE]
 
 
 def test_of_alarms_only_the_newest_keep_their_place(clock):
