@@ -20,7 +20,7 @@ from rich.text import Text
 from usp_daemon.compute import PartitionMigration, StateKey, Worker, predictor_config
 from usp_daemon.config import Settings, load_settings
 from usp_daemon.demo import DEMO_SERIES, DEMO_TIME_UNIT, demo_files
-from usp_daemon.service import Pacer, Pipeline, PipelineStats, Predictor, TimeUnitGuard
+from usp_daemon.service import AbstractPacer, Answer, Pacer, Pipeline, PipelineStats, Predictor, TimeUnitGuard
 from usp_daemon.service.report import SymbolScore, score_predictions, write_report
 from usp_daemon.transport import (
     ALARMS_FILE,
@@ -95,6 +95,16 @@ class ReplayOptions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Watching:
+    """Whoever looks on while a replay runs: told of all that is published, and how fast it may go for that. Files are
+    read a line each in turn then.
+    """
+
+    answered_fn: Callable[[Sequence[Answer]], None]
+    pacer: AbstractPacer
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySummary:
     """How a replay went. ``start_s`` is the time to compile and start, ``run_s`` that of the ticks."""
 
@@ -161,6 +171,7 @@ async def replay(
     err: Console,
     *,
     predictor_factory: PredictorFactory = started_worker,
+    watching: Watching | None = None,
 ) -> ReplaySummary:
     """Replay files through the pipeline and print how it went: the summary on ``out``, everything else on ``err``.
 
@@ -179,6 +190,7 @@ async def replay(
     )
     source = FileSource(
         files,
+        batch_records=4096 if watching is None else 1,
         max_record_bytes=tick_format.max_record_bytes,
         side_by_side=apart and all(file.layout is not None and file.layout.symbol_column is None for file in files),
     )
@@ -205,7 +217,8 @@ async def replay(
                 key_fn=StateKey,
                 queue_batches=max(4, min(len(files), 64)),
                 refine_fn=TimeUnitGuard(),
-                pacer=None if options.speed is None else Pacer(options.speed),
+                pacer=_pacer(options, watching),
+                answered_fn=None if watching is None else watching.answered_fn,
             )
             with interruption.calling(pipeline.stop):
                 async with source, sink, _progress(source, pipeline.stats, err):
@@ -225,16 +238,28 @@ async def replay(
 
 
 async def demo(
-    out_directory: pathlib.Path, out: Console, err: Console, *, predictor_factory: PredictorFactory = started_worker
+    out_directory: pathlib.Path,
+    out: Console,
+    err: Console,
+    *,
+    predictor_factory: PredictorFactory = started_worker,
+    watching: Watching | None = None,
 ) -> ReplaySummary:
     """Replay the bundled series, print a table of scores and write the report; see :func:`replay`."""
     options = ReplayOptions(files=demo_files(), out=out_directory, time_unit=DEMO_TIME_UNIT)
-    summary = await replay(options, out, err, predictor_factory=predictor_factory)
+    further = {} if watching is None else {"watching": watching}
+    summary = await replay(options, out, err, predictor_factory=predictor_factory, **further)
     if summary.stats.predictions:
         notes = {series.symbol: series.description for series in DEMO_SERIES}
         scores = _report(summary, out_directory, "usp-daemon: demonstration on real series", notes, out)
         out.print(_score_table(scores, summary))
     return summary
+
+
+def _pacer(options: ReplayOptions, watching: Watching | None) -> AbstractPacer | None:
+    if watching is not None:
+        return watching.pacer
+    return None if options.speed is None else Pacer(options.speed)
 
 
 class _Interruption:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import usp_daemon
+from usp_daemon.top_arguments import add_top_arguments, run_parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo = command("demo", "Replay the bundled real series; print a table of scores and write an HTML report.")
     demo.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/demo"), metavar="DIR", help="(out/demo)")
     demo.add_argument("--open", action="store_true", help="show the report in a browser at the end")
+    demo.add_argument("--serve", action="store_true", help="slowly, with the status page, which stays until Ctrl-C")
+    demo.add_argument("--port", type=_natural, metavar="N", help="port of the page, 0 for a free one (settings: 9108)")
 
     replay = command("replay", "Stream CSV or JSON Lines files through the predictor.")
     replay.add_argument(
@@ -149,6 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
             "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
         )
 
+    text = "Show what a running service does, again and again; Ctrl-C ends it."
+    add_top_arguments(command("top", text), seconds_fn=_seconds)
+
     command("version", "Print the versions of usp-daemon and of what it computes with.")
     return parser
 
@@ -163,6 +169,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _feed_or_tail(parsed)
     if parsed.command == "version":
         return _version()
+    if parsed.command == "top":
+        return run_parsed(parsed)
     if parsed.command == "check-config":
         return _check_config(parsed.config)
     if parsed.command == "snapshot":
@@ -508,6 +516,10 @@ async def _command(parsed: argparse.Namespace, out: "Console", err: "Console") -
         from usp_daemon.daemon_app import run_daemon
 
         return await run_daemon(parsed.config)
+    if parsed.command == "demo" and parsed.serve:
+        from usp_daemon.demo_status import serve_demo
+
+        return await serve_demo(parsed.out, out, err, port=parsed.port)
     if parsed.command == "demo":
         return await app.demo(parsed.out, out, err)
     options = app.ReplayOptions(

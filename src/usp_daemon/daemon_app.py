@@ -28,11 +28,14 @@ from usp_daemon.config import (
     document_of,
     parse_settings,
 )
+from usp_daemon.daemon_status import StatusFacts, StatusObserver
 from usp_daemon.persistence import AbstractEpochLog, AbstractSnapshotStore, DirectoryEpochLog, DirectoryStore, Epoch
 from usp_daemon.service import (
     Daemon,
     DaemonOptions,
     EpochBook,
+    Observer,
+    Observers,
     Outcome,
     ProgramEpoch,
     RecoveryPolicy,
@@ -41,8 +44,10 @@ from usp_daemon.service import (
     Tap,
     TelemetryObserver,
 )
+from usp_daemon.status import Board, Tuner, status_routes
 from usp_daemon.telemetry import (
     Health,
+    HttpHandler,
     HttpServer,
     ServiceMetrics,
     configure_logging,
@@ -106,10 +111,17 @@ async def _serve(
     health = Health(stall_timeout_s=settings.service.stall_timeout_s)
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:
-        port = await stack.enter_async_context(_http(settings, registry, health))
+        board = Board(settings.http.status_symbols)
+        facts = StatusFacts(settings, health, instance=instance_name(settings))
+        page = status_routes(board, facts.facts, hosts=settings.http.status_hosts.split(","))
+        routes = telemetry_routes(
+            registry=registry, health=health, version=usp_daemon.__version__, extra=page if settings.http.status else {}
+        )
+        port = await stack.enter_async_context(_http(settings, routes, health))
         state_path = pathlib.Path(settings.io.state_path)
         stack.enter_context(_announced(state_path, port or 0, loaded.source))
-        observer = TelemetryObserver(metrics, health)
+        shown = (StatusObserver(board), facts) if settings.http.status else ()
+        observer = Observers(TelemetryObserver(metrics, health), *shown)
         worker = build_worker(settings, on_migration=observer.migrated)
         stack.push_async_callback(_closed_within, worker, settings.service.shutdown_timeout_s)
         # Compiled before the group is joined: a member that compiles would miss its heartbeats.
@@ -118,6 +130,7 @@ async def _serve(
             return ExitCode.OK
         give_back_freed_memory()
         _report_start(metrics, report)
+        facts.service.device = f"{report.identity.device_kind}, {report.identity.precision}"
         transport = KafkaTransport(
             settings.kafka,
             guarantee=settings.delivery.guarantee,
@@ -151,6 +164,7 @@ async def _serve(
 
         def reported(report: ReloadReport, now: LoadedConfig | None) -> None:
             observer.reloaded(report.outcome.value, report.seconds)
+            facts.record_reload(report)
             try:
                 report.write(state_path)
             except OSError as error:
@@ -198,6 +212,7 @@ async def _serve(
         )
         if tuning is not None:
             tuning.attach(daemon)
+            facts.tuner_fn = lambda: Tuner(mode=settings.tuning.mode, **tuning.status())
         health.set_ready()
         outcome = await daemon.run(stop)
         health.set_not_ready("the service has ended")
@@ -212,7 +227,7 @@ def build_daemon(
     store: AbstractSnapshotStore,
     worker: Worker,
     epochs: EpochBook,
-    observer: TelemetryObserver,
+    observer: Observer,
     crash_fn: Callable[[str], None],
     companions: Mapping[str, Callable[[], Coroutine[Any, Any, None]]],
     tap: Tap | None = None,
@@ -277,7 +292,7 @@ def _announced(state_path: pathlib.Path, port: int, config: str) -> Iterator[Non
             RunningDaemon.remove(state_path)
 
 
-async def make_epoch(worker: Worker, observer: TelemetryObserver, epoch: Epoch) -> ProgramEpoch:
+async def make_epoch(worker: Worker, observer: Observer, epoch: Epoch) -> ProgramEpoch:
     """An epoch ready for use: its program is compiled aside if its structure is new to ``worker``.
 
     Raises ``ValueError`` when this version cannot build a predictor from its settings.
@@ -359,11 +374,10 @@ def _epoch_log(settings: Settings) -> AbstractEpochLog:
 
 
 @contextlib.asynccontextmanager
-async def _http(settings: Settings, registry: Any, health: Health) -> AsyncIterator[int | None]:
+async def _http(settings: Settings, routes: Mapping[str, HttpHandler], health: Health) -> AsyncIterator[int | None]:
     if not settings.http.enabled:
         yield None
         return
-    routes = telemetry_routes(registry=registry, health=health, version=usp_daemon.__version__)
     server = HttpServer(host=settings.http.host, port=settings.http.port, routes=routes)
     await server.open()
     # Before the service has a watchdog of its own to say that the loop turns.

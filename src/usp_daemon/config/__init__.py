@@ -6,7 +6,7 @@ Nothing here imports JAX or the predictor; ``Settings.predictor_fields`` gives t
 from ._audit import AuditEvent, AuditLog, AuditReport
 from ._check import ConfigReport, check_config
 from ._daemon_sections import Compute, Io, Meta, Security, Wire
-from ._diff import Change, SettingsDiff, diff_settings
+from ._diff import HIDDEN, Change, SettingsDiff, diff_settings
 from ._history import BackupHistory, EntryStatus, HistoryEntry
 from ._key import Key, KeySpec, ParameterClass, Reader, Value
 from ._live_tuning_section import Tuning
@@ -35,6 +35,7 @@ from ._tuning_section import MetaOptimization
 from ._watch import ConfigEvent, ConfigWatcher
 
 __all__ = [
+    "HIDDEN",
     "LOCKED",
     "MUTABLE",
     "SECTIONS",

@@ -22,11 +22,8 @@ from ._mutation import Mutation, MutationOutcome
 from ._mutation_errors import ConfigMutationError, MutationFailedError
 from ._overlay import OverlayEntry, decode_overlay, encode_overlay
 from ._process import this_process
-from ._settings import SPECS
 from ._source import ConfigSource, LoadedConfig
 from ._transaction import ReadOnlyError, Transactions
-
-_HIDDEN = "(hidden)"
 
 
 class ChangeWriter:
@@ -385,7 +382,7 @@ def _delta_of(loaded: LoadedConfig | None, after: LoadedConfig) -> Delta:
     if loaded is None:
         return {}
     changes = diff_settings(loaded.settings, after.settings).changes
-    return {each.path: [_HIDDEN, _HIDDEN] if SPECS[each.path].key.secret else [each.old, each.new] for each in changes}
+    return {each.path: list(each.shown) for each in changes}
 
 
 def _note_left(recorded: dict[str, Any], entry: HistoryEntry, back: Mapping[str, Value] | list[str]) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 from ._key import ParameterClass, Value
 from ._settings import SPECS, Settings
 
+HIDDEN = "(hidden)"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
@@ -14,6 +16,11 @@ class Change:
     old: Value
     new: Value
     parameter_class: ParameterClass
+
+    @property
+    def shown(self) -> tuple[Value, Value]:
+        """The old and the new value as anybody may see them: a secret's are hidden."""
+        return (HIDDEN, HIDDEN) if SPECS[self.path].key.secret else (self.old, self.new)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -317,13 +317,34 @@ class Service:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
-    """Health and metrics over HTTP."""
+    """Health, metrics and the status page over HTTP."""
 
     host: Annotated[str, locked("Address to listen on; 0.0.0.0 opens it to the network.", reader=_SERVICE)] = (
         "127.0.0.1"
     )
     port: Annotated[int, locked("Port to listen on; 0 takes a free one.", "", 0, 65_535, reader=_SERVICE)] = 9108
     enabled: Annotated[bool, locked("Whether to listen at all.", reader=_SERVICE)] = True
+    status: Annotated[bool, locked("Whether /status and /status.json are served.", reader=_SERVICE)] = True
+    status_symbols: Annotated[
+        int,
+        locked(
+            "Symbols of which the status page shows details: those that alarmed lately and the busiest. Each takes "
+            "about 5 kB; 0 leaves the counts over all symbols.",
+            "symbols",
+            0,
+            1_000,
+            reader=_SERVICE,
+        ),
+    ] = 200
+    status_hosts: Annotated[
+        str,
+        locked(
+            "Names, with commas between, under which browsers may ask for the status page, beside localhost and "
+            'addresses; "*" is any. Other names are refused: a stranger may have pointed them here.',
+            reader=_SERVICE,
+            may_be_empty=True,
+        ),
+    ] = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,6 +128,27 @@ class LiveTuning:
         owner = daemon.partitions.get(TopicPartition(self._settings.kafka.input_topic, 0))
         return owner is not None and owner.state is PartitionState.RUNNING
 
+    def status(self) -> Mapping[str, Any]:
+        """What the tuner is at, by the names of the status page's record."""
+        state, progress = self.tuner.state, self.tuner.progress
+        probation = self._probation
+        campaign, change = state.campaign, state.change
+        verdict = "" if state.probation is None else state.probation.verdict or "undecided"
+        ratio = probation.ratio if probation is not None else math.nan
+        return {
+            "phase": state.phase.value,
+            "leads": self.is_leader(),
+            "since_ns": state.since_ns,
+            "trigger": "" if campaign is None else campaign.trigger.value,
+            "trials": 0 if progress is None else progress.num_trials,
+            "trials_total": 0 if progress is None else progress.num_total,
+            "best_ratio": None if progress is None else progress.best_value,
+            "campaigns": state.num_campaigns,
+            "last_campaign_ns": state.last_campaign_ns,
+            "change": {} if change is None else dict(change.values),
+            "verdict": verdict if math.isnan(ratio) else f"{verdict}, ratio {ratio:.3f}",
+        }
+
     def lag_s(self) -> float:
         """Age of the oldest record that was read and is not answered yet, over all partitions held here."""
         if self._daemon is None:

@@ -118,6 +118,7 @@ class Tuner:
         self._state = TunerState()
         self._asked: set[Trigger] = set()
         self._campaign: asyncio.Task[Decision] | None = None
+        self._progress: CampaignProgress | None = None
         self._num_trials_told = 0
         self._probation: RunningProbation | None = None
         self._comparing: asyncio.Task[Verdict] | None = None
@@ -137,6 +138,11 @@ class Tuner:
     def state(self) -> TunerState:
         """Everything that it does not forget."""
         return self._state
+
+    @property
+    def progress(self) -> CampaignProgress | None:
+        """How far the campaign that runs is; None when none runs, or nothing of it is known yet."""
+        return self._progress if self.phase is Phase.CAMPAIGN else None
 
     def ask(self, trigger: Trigger) -> None:
         """Begin a campaign as soon as the loop is idle."""
@@ -261,6 +267,7 @@ class Tuner:
             return
         if self._campaign is None:
             self._num_trials_told = 0
+            self._progress = None
             request = CampaignRequest(
                 name=campaign.name,
                 seed=campaign.seed,
@@ -288,6 +295,7 @@ class Tuner:
         await self._end_campaign("found" if decision.apply else "proposed", decision.reason, decision)
 
     def _progressed(self, progress: CampaignProgress) -> None:
+        self._progress = progress
         new = max(0, progress.num_trials - self._num_trials_told)
         self._num_trials_told = progress.num_trials
         self._metrics.record_tuner_trials(new, progress.best_value)

@@ -2,8 +2,8 @@
 
 from ._daemon import Daemon, DaemonOptions, Outcome, StopRequest
 from ._epochs import EpochBook, EpochError, ProgramEpoch, Switches
-from ._observer import Observer, TelemetryObserver
-from ._pacing import Pacer
+from ._observer import Observer, Observers, TelemetryObserver
+from ._pacing import AbstractPacer, Pacer, RatePacer
 from ._pipeline import Pipeline, PipelineStats
 from ._recovery import RecoveryError, RecoveryPolicy
 from ._reload import Reloader
@@ -14,6 +14,7 @@ from ._tap import LiveStep, Tap
 from ._time_units import TimeUnitGuard
 
 __all__ = [
+    "AbstractPacer",
     "Answer",
     "AnswerRows",
     "Daemon",
@@ -23,12 +24,14 @@ __all__ = [
     "Exported",
     "LiveStep",
     "Observer",
+    "Observers",
     "Outcome",
     "Pacer",
     "Pipeline",
     "PipelineStats",
     "Predictor",
     "ProgramEpoch",
+    "RatePacer",
     "RecoveryError",
     "RecoveryPolicy",
     "Reloader",

@@ -1,6 +1,7 @@
 """What the service reports about itself, as plain calls; metrics, health and tests listen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,23 @@ class Observer:
 
     def migrated(self, migration: PartitionMigration) -> None:
         """A partition's states were taken to another structure."""
+
+
+class Observers(Observer):
+    """Tells several observers, in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        for name in vars(Observer):
+            if not name.startswith("_"):
+                setattr(self, name, _all_of([getattr(observer, name) for observer in observers]))
+
+
+def _all_of(calls: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*arguments: Any, **named: Any) -> None:
+        for call in calls:
+            call(*arguments, **named)
+
+    return tell
 
 
 class TelemetryObserver(Observer):

@@ -1,5 +1,6 @@
-"""Replay at the pace at which the ticks once came, or a multiple of it."""
+"""Replay at the pace at which the ticks once came, a multiple of it, or so many ticks a second."""
 
+import abc
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +13,63 @@ from usp_daemon.wire import TickBatch
 _GRANULARITY_S = 0.005
 
 
-class Pacer:
+class AbstractPacer(abc.ABC):
+    """Holds ticks back until they are due."""
+
+    def __init__(self, clock_fn: Callable[[], float], wait_fn: Callable[[float], Awaitable[None]] | None) -> None:
+        self._clock_fn = clock_fn
+        self._wait_fn = wait_fn if wait_fn is not None else self._wait
+        self._stopped = asyncio.Event()
+
+    @abc.abstractmethod
+    def release(self, batch: TickBatch) -> AsyncIterator[TickBatch]:
+        """The batch in parts, each when it is due; its dead letters go with the first. After :meth:`stop`, no more."""
+
+    def stop(self) -> None:
+        """Let go: nothing that is still held back will be released."""
+        self._stopped.set()
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+class RatePacer(AbstractPacer):
+    """Lets ``num_at_once`` ticks pass, then whole batches at ``ticks_per_s``, whatever the times of the ticks."""
+
+    def __init__(
+        self,
+        ticks_per_s: float,
+        *,
+        num_at_once: int = 0,
+        clock_fn: Callable[[], float] = time.monotonic,
+        wait_fn: Callable[[float], Awaitable[None]] | None = None,
+    ) -> None:
+        if not ticks_per_s > 0.0:
+            raise ValueError(f"the rate must be positive, got {ticks_per_s}")
+        super().__init__(clock_fn, wait_fn)
+        self._period_s = 1.0 / ticks_per_s
+        self._num_left_at_once = num_at_once
+        self._due_s: float | None = None
+
+    async def release(self, batch: TickBatch) -> AsyncIterator[TickBatch]:
+        """See :class:`AbstractPacer`."""
+        if self._num_left_at_once > 0:
+            self._num_left_at_once -= len(batch)
+        else:
+            now = self._clock_fn()
+            due = now if self._due_s is None else self._due_s
+            if due > now + _GRANULARITY_S:
+                await self._wait_fn(due - now)
+            # A process that was held up does not make up for it in a burst.
+            self._due_s = max(due, now - 1.0) + self._period_s * len(batch)
+        if not self._stopped.is_set():
+            yield batch
+
+
+class Pacer(AbstractPacer):
     """Holds each tick until ``speed`` times the time elapsed since its source's first tick has come.
 
     Ticks out of order are due with the latest one before them. Every source (file) starts its own count.
@@ -27,20 +84,14 @@ class Pacer:
     ) -> None:
         if not speed > 0.0:
             raise ValueError(f"the speed must be positive, got {speed}")
+        super().__init__(clock_fn, wait_fn)
         self._ns_per_s = speed * 1e9
-        self._clock_fn = clock_fn
-        self._wait_fn = wait_fn if wait_fn is not None else self._wait
-        self._stopped = asyncio.Event()
         self._source: str | None = None
         self._latest_ns = self._first_ns = 0
         self._start_s = 0.0
 
-    def stop(self) -> None:
-        """Let go: nothing that is still held back will be released."""
-        self._stopped.set()
-
     async def release(self, batch: TickBatch) -> AsyncIterator[TickBatch]:
-        """The batch in parts, each when it is due; its dead letters go with the first. After :meth:`stop`, no more."""
+        """See :class:`AbstractPacer`."""
         if self._stopped.is_set():
             return
         if not len(batch):
@@ -64,9 +115,3 @@ class Pacer:
             await self._wait_fn(float(due_s[done]) - now)
             if self._stopped.is_set():
                 return
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopped.wait(), seconds)
-        except TimeoutError:
-            return

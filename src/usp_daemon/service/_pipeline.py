@@ -25,7 +25,7 @@ from usp_daemon.wire import (
     TickDecoder,
 )
 
-from ._pacing import Pacer
+from ._pacing import AbstractPacer
 from ._results import Answer, StepResult, encode_step, merge
 from ._stepping import Predictor, StateKeys, step_together
 
@@ -62,7 +62,8 @@ class Pipeline:
 
     ``key_fn(topic, partition, symbol)`` makes the key of a symbol's state. ``max_batch`` bounds the ticks of one step;
     ``queue_batches`` the batches between two stages. ``refine_fn`` sees every decoded batch, ``pacer`` holds ticks
-    back; both are for replay. Source and sink are opened and closed by the caller.
+    back; both are for replay. ``answered_fn`` is told, on the event loop, what was published. Source and sink are
+    opened and closed by the caller.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class Pipeline:
         max_batch: int = 4096,
         queue_batches: int = 4,
         refine_fn: Callable[[TickBatch], TickBatch] | None = None,
-        pacer: Pacer | None = None,
+        pacer: AbstractPacer | None = None,
+        answered_fn: Callable[[Sequence[Answer]], None] | None = None,
     ) -> None:
         self.stats = PipelineStats()
         self._source = source
@@ -89,6 +91,7 @@ class Pipeline:
         self._max_batch = max_batch
         self._refine_fn = refine_fn
         self._pacer = pacer
+        self._answered_fn = answered_fn
         self._raw: asyncio.Queue[RawBatch | _End] = asyncio.Queue(queue_batches)
         self._ticks: asyncio.Queue[TickBatch | _End] = asyncio.Queue(queue_batches)
         self._results: asyncio.Queue[_Stepped | _End] = asyncio.Queue(queue_batches)
@@ -171,6 +174,8 @@ class Pipeline:
             stats.rejected += output.num_rejected
             stats.alarms += len(output.alarms)
             stats.dead_letters += len(output.dead_letters)
+            if self._answered_fn is not None:
+                self._answered_fn(answers)
             for answer in answers:
                 stats.dead_letters_by_reason.update(answer.reasons)
                 stats.symbols.update(key.decode() for key in set(answer.output.predictions.keys) if key is not None)

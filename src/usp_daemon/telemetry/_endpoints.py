@@ -28,14 +28,18 @@ def telemetry_routes(
     version: str,
     extra: Mapping[str, HttpHandler] | None = None,
 ) -> dict[str, HttpHandler]:
-    """Handlers by path; ``extra`` ones are served and listed beside these."""
+    """Handlers by path; ``extra`` ones are served beside these, and all but images listed."""
     routes: dict[str, HttpHandler] = {
         "/metrics": _metrics_handler(registry),
         "/livez": _verdict_handler(health.livez),
         "/readyz": _verdict_handler(health.readyz),
         **(extra or {}),
     }
-    links = "\n".join(f'<li><a href="{html.escape(path)}">{html.escape(path)}</a></li>' for path in sorted(routes))
+    links = "\n".join(
+        f'<li><a href="{html.escape(path)}">{html.escape(path)}</a></li>'
+        for path in sorted(routes)
+        if not path.endswith(".ico")
+    )
     page = _INDEX.format(version=html.escape(version), links=links).encode()
 
     async def index(request: HttpRequest) -> HttpResponse:

@@ -8,6 +8,7 @@ its connection closed, so that nothing of it is ever taken for a second request.
 import asyncio
 import email.utils
 import http
+import types
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -26,11 +27,12 @@ class HttpServerError(Exception):
 
 
 class HttpResponse(NamedTuple):
-    """An answer."""
+    """An answer. ``headers`` are further ones, by name; neither names nor values may come from outside."""
 
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = types.MappingProxyType({})
 
 
 HttpHandler = Callable[[HttpRequest], Awaitable[HttpResponse]]
@@ -55,9 +57,10 @@ class HttpServer:
         """Listen. Raises :class:`HttpServerError` when that is not possible."""
         try:
             self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=MAX_HEAD_BYTES)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the latter for what is no port
+            reason = getattr(error, "strerror", None) or error
             raise HttpServerError(
-                f"cannot listen on {self._host}:{self.port} for health and metrics: {error.strerror or error}; "
+                f"cannot listen on {self._host}:{self.port} for health and metrics: {reason}; "
                 "choose another http.port or http.host, or set http.enabled = false"
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
@@ -136,12 +139,14 @@ class HttpServer:
     async def _answer(
         self, writer: asyncio.StreamWriter, response: HttpResponse, *, keep: bool = False, without_body: bool = False
     ) -> None:
+        further = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
         head = (
             f"HTTP/1.1 {int(response.status)} {http.HTTPStatus(response.status).phrase}\r\n"
             f"Date: {email.utils.formatdate(usegmt=True)}\r\n"
             f"Content-Type: {response.content_type}\r\n"
             f"Content-Length: {len(response.body)}\r\n"
             "Allow: GET, HEAD\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+            f"{further}"
             f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
         )
         writer.write(head.encode("latin-1") + (b"" if without_body else response.body))
