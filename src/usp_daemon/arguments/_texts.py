@@ -177,7 +177,7 @@ COMMANDS: Mapping[str, Command] = {
         "The running service follows by itself. Former configurations and their hashes: `usp-daemon audit show`.",
         (
             ("usp-daemon rollback", "takes the last change that stands back"),
-            ("usp-daemon rollback --to 11", "the configuration of epoch 11, to the last byte"),
+            ("usp-daemon rollback --to 3f2a9c01", "the configuration under a hash of `audit show`, to the last byte"),
         ),
         _codes(
             OK="it is back, or was there already",
