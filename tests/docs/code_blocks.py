@@ -5,12 +5,15 @@ The line before a block says what is done with it, as an HTML comment, which no 
     run                    its commands are run, and what is printed below them is compared
     run: slow              the same; it needs the real predictor
     run: kafka             the same; it needs a broker as well
+    run: kafka, terminals  its commands are started side by side (`make kafka` is the test's own broker), forecasts must
+                           come out, and each must end with 0 at SIGINT
     run: kafka, background it is started, and ended with SIGINT at the end of the page; it must end with 0
     file: NAME             it is written to NAME, beside which later commands run
     check                  TOML is loaded as a configuration, JSON parsed, Python compiled
     not run: WHY           nothing
 
-``blocks not run: WHY`` on a line of its own stands for all blocks of its page that have no marker.
+A block of the language ``text`` is a drawing and needs none. ``blocks not run: WHY`` on a line of its own stands for
+all blocks of its page that have no marker.
 """
 
 import dataclasses
@@ -85,7 +88,8 @@ def blocks_of(path: Path) -> list[Block]:
     for match in _FENCE.finditer(text):
         marker = _MARKER.search(text, 0, match.start())
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(name, line, match[2], match[3], marker[1] if marker else default))
+        if match[2] != "text":
+            found.append(Block(name, line, match[2], match[3], marker[1] if marker else default))
     return found
 
 
@@ -152,7 +156,9 @@ class Shell:
             return
         assert block.language == "console", block
         for command, shown in commands(block):
-            if "background" in block.needs:
+            if "terminals" in block.needs and command.startswith("make kafka"):
+                continue
+            if block.needs & {"background", "terminals"}:
                 # exec: the signal at the end is for the program, not for a shell before it
                 with (self._directory / "background.log").open("a") as log:
                     process = subprocess.Popen(
@@ -169,6 +175,14 @@ class Shell:
             assert done.returncode == 0, f"{block}: {command}\n{done.stdout}{self._log()}"
             text = done.stdout if done.stdout.endswith("\n") or not done.stdout else f"{done.stdout}\n"
             assert pattern_of(self._here(shown)).search(text), f"{block}: {command}\n{text}\nis not\n{shown}"
+
+    def wait_for(self, words: str, *, seconds: float = 300.0) -> None:
+        """Wait until what runs in the background has printed ``words``."""
+        until = time.monotonic() + seconds
+        while words not in self._log():
+            assert time.monotonic() < until, f"no {words!r} in {seconds} s\n{self._log()}"
+            assert all(process.poll() is None for _, process in self._background), self._log()
+            time.sleep(0.2)
 
     def close(self) -> None:
         """End what runs in the background, as Ctrl-C would; fails where something does not end with 0."""
@@ -192,4 +206,4 @@ class Shell:
 
     def _log(self) -> str:
         log = self._directory / "background.log"
-        return log.read_text()[-4000:] if log.exists() else ""
+        return log.read_text("utf-8", "replace")[-4000:] if log.exists() else ""
