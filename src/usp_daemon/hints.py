@@ -20,7 +20,6 @@ def hint_for(error: BaseException) -> str | None:
 
 _BY_WORDS = (
     ("no Kafka broker could be reached", _BROKER_HINT),
-    ("missing topics", "let the daemon create them (kafka.create_topics = true), or see docs/kafka.md"),
     ("http.port", "another process listens there; choose another: USP_HTTP__PORT=9109 usp-daemon run"),
     ("no daemon has said", "is `usp-daemon run` running here, with the same configuration?"),
     ("no change that still stands", "`usp-daemon audit show` lists what was changed"),

@@ -166,6 +166,8 @@ class Shell:
                         cwd=self._directory, env=self._environ, stdout=log, stderr=log, text=True,
                     )  # fmt: skip
                 self._background.append((command, process))
+                if "terminals" in block.needs and "usp-daemon run" in command:
+                    self.wait_for("partition_running")  # as the pages say
                 continue
             done = subprocess.run(
                 ["bash", "-o", "pipefail", "-c", self._here(command)],

@@ -73,10 +73,10 @@ def test_commands_that_need_nothing(page: str, shell: Shell):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in pages_with("slow") if page not in pages_with("kafka")])
+@pytest.mark.parametrize("page", pages_with("slow"))
 def test_commands_that_need_the_predictor(page: str, shell: Shell):
     for block in blocks_of(ROOT / page):
-        if block.file or block.marker.startswith("run"):
+        if block.file or block.marker in ("run", "run: slow"):
             shell.run(block)
 
 
@@ -85,7 +85,7 @@ def test_commands_that_need_the_predictor(page: str, shell: Shell):
 @pytest.mark.parametrize("page", pages_with("kafka"))
 def test_commands_that_need_a_broker(page: str, kafka_bootstrap_servers: str, shell: Shell):
     for block in blocks_of(ROOT / page):
-        if block.file or block.marker.startswith("run"):
+        if block.file or block.marker == "run" or "kafka" in block.needs:
             shell.run(block)
         if "terminals" in block.needs:
             shell.wait_for("  80% [")
