@@ -17,7 +17,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --for
 	--generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help install develop install-cuda demo kafka test chaos proofs soak lint format bench docs sbom verify-image lock clean
+.PHONY: help install develop install-cuda demo kafka test chaos proofs soak lint format bench docs dashboards site sbom verify-image lock clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -82,7 +82,15 @@ bench: develop  ## a short form of every benchmark, as one table
 docs: install  ## regenerate from the code: config.toml, the references, the licences
 	$(BIN)/python -m usp_daemon.config .
 	$(BIN)/python -m usp_daemon.telemetry docs/metrics.md
+	$(BIN)/python -m usp_daemon.arguments docs/commands.md
+	$(BIN)/python -m usp_daemon.status.schema docs/schemas
 	$(BIN)/python scripts/licences.py
+
+dashboards: develop  ## regenerate deploy/grafana/dashboards from code
+	$(BIN)/python deploy/grafana/generate.py
+
+site: develop  ## the documentation as a site, in out/site
+	$(BIN)/mkdocs build --strict --site-dir out/site
 
 sbom: develop  ## bill of materials, CycloneDX, in out/sbom.json
 	mkdir -p out

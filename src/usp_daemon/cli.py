@@ -7,7 +7,7 @@ numerical libraries.
 import argparse
 import asyncio
 import importlib.metadata
-import math
+import json
 import os
 import pathlib
 import sys
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import usp_daemon
-from usp_daemon.top_arguments import add_top_arguments, run_parsed
+from usp_daemon.arguments import build_parser, completion_script
+from usp_daemon.top_arguments import run_parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,138 +26,7 @@ if TYPE_CHECKING:
 
 # The same as usp_daemon.app.ExitCode, whose import would bring the numerical libraries with it.
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INPUT, EXIT_BROKER, EXIT_INTERRUPTED = 0, 1, 2, 3, 69, 130
-_EXIT_CODES = """exit codes:
-  0    all input was read and answered (dead letters included); a service drained and stopped
-  1    something broke while running: the device, the disk, a defect
-  2    wrong usage or configuration, or the device asked for is not there
-  3    an input file is unusable, or broke off; what could be read was answered
-  69   the broker cannot be reached at start, or refuses: no rights, topics that do not fit
-  75   the service ended before all was done (out of time, or stalled); start it again, recovery makes up for it
-  130  interrupted (SIGINT or SIGTERM); what was done until then is in the output
-"""
 _PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "aiokafka", "optuna")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="usp-daemon",
-        description="Online probabilistic forecasts and regime alarms for streams of many symbols.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="warning", help="(warning)"
-    )
-    parser.add_argument("--log-json", action="store_true", help="log lines as JSON")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text, epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-
-    demo = command("demo", "Replay the bundled real series; print a table of scores and write an HTML report.")
-    demo.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/demo"), metavar="DIR", help="(out/demo)")
-    demo.add_argument("--open", action="store_true", help="show the report in a browser at the end")
-    demo.add_argument("--serve", action="store_true", help="slowly, with the status page, which stays until Ctrl-C")
-    demo.add_argument("--port", type=_natural, metavar="N", help="port of the page, 0 for a free one (settings: 9108)")
-
-    replay = command("replay", "Stream CSV or JSON Lines files through the predictor.")
-    replay.add_argument(
-        "files", nargs="+", type=pathlib.Path, metavar="FILE", help="CSV with a header, or JSON Lines; gzip is fine"
-    )
-    replay.add_argument(
-        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
-    )
-    replay.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("out"), metavar="DIR", help="where results go (out)"
-    )
-    replay.add_argument(
-        "--speed",
-        type=_speed,
-        default=None,
-        metavar="N|max",
-        help="multiple of the original pace; max (default)",
-    )
-    replay.add_argument(
-        "--format", choices=("auto", "csv", "jsonl"), default="auto", help="(auto: by suffix, else by content)"
-    )
-    replay.add_argument(
-        "--time-unit", choices=("ns", "us", "ms", "s", "iso8601"), help="how times are written (settings: ns)"
-    )
-    replay.add_argument("--symbol-field", type=_name, metavar="NAME", help="column or member with the symbol (symbol)")
-    replay.add_argument("--time-field", type=_name, metavar="NAME", help="column or member with the time (ts)")
-    replay.add_argument("--value-field", type=_name, metavar="NAME", help="column or member with the value (value)")
-    replay.add_argument("--symbol", type=_name, metavar="NAME", help="symbol of records without one (the file's stem)")
-    replay.add_argument("--device", metavar="DEVICE", help="auto, cpu or cuda:N (settings: auto)")
-    replay.add_argument("--precision", choices=("auto", "float32", "float64"), help="(settings: auto)")
-    replay.add_argument("--max-symbols", type=_positive, metavar="N", help="symbols admitted; others are dead letters")
-    replay.add_argument("--quantiles", action="store_true", help="add the quantile grid to every prediction")
-    replay.add_argument("--report", action="store_true", help="also write report.html")
-
-    run = command("run", "Run the service: ticks in from Kafka, predictions and alarms out to it.")
-    run.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)")
-
-    feed = command(
-        "feed", "Send ticks to the service's input topic: the bundled series, files, or made-up ones; Ctrl-C ends it."
-    )
-    feed.add_argument(
-        "files", nargs="*", type=pathlib.Path, metavar="FILE", help="CSV or JSON Lines, as for replay (bundled series)"
-    )
-    feed.add_argument(
-        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
-    )
-    feed.add_argument("--rate", type=_speed, default=200.0, metavar="N|max", help="ticks a second, all symbols (200)")
-    feed.add_argument("--symbols", type=_positive, metavar="N", help="make N series up, without end, in place of files")
-    feed.add_argument("--seed", type=int, metavar="S", help="what the made-up series depend on (0)")
-    feed.add_argument("--count", type=_positive, metavar="N", help="end after N ticks")
-    feed.add_argument(
-        "--time-unit", choices=("ns", "us", "ms", "s", "iso8601"), help="how times are written in FILE (settings: ns)"
-    )
-    feed.add_argument("--original-times", action="store_true", help="keep the times of FILE; else ticks are of now")
-    feed.add_argument("--print", action="store_true", help="print every tick that is sent")
-
-    tail = command("tail", "Print what the service publishes, a line each, as it is committed; Ctrl-C ends it.")
-    tail.add_argument(
-        "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
-    )
-    tail.add_argument("--topic", choices=("predictions", "alarms", "dead-letters", "all"), default="all", help="(all)")
-    tail.add_argument(
-        "--from", dest="start", choices=("earliest", "latest"), default="latest", help="where to begin (latest)"
-    )
-    tail.add_argument("--symbol", type=_name, metavar="NAME", help="only records with this key")
-    tail.add_argument("--count", type=_positive, metavar="N", help="end after N records")
-    tail.add_argument("--json", action="store_true", help="the records as they are")
-
-    _add_tuning_commands(
-        command("tune", "Search for better settings on recorded ticks; interrupted, the same command continues."),
-        command("report", "Say what came of a tuning campaign: best values, importance, convergence."),
-    )
-
-    check = command("check-config", "Say whether a configuration is right, or everything that is wrong with it.")
-    check.add_argument(
-        "config", nargs="?", type=pathlib.Path, metavar="FILE", help="(config/config.toml if it is there)"
-    )
-
-    _add_snapshot_commands(command("snapshot", "List, inspect or verify the snapshots of a daemon's state."))
-
-    _add_audit_commands(command("audit", "Show or verify the log of changes that were made to the configuration."))
-
-    rollback = command("rollback", "Take the last change of the configuration back, or go back to a former one.")
-    rollback.add_argument("--to", type=_name, metavar="HASH|EPOCH", help="a former configuration (the last change)")
-    reload = command("reload", "Have the running service read its configuration now, and say what came of it.")
-    reload.add_argument("--wait", type=_wait, default=30.0, metavar="S", help="seconds to wait for its answer (30)")
-    for subparser in (rollback, reload):
-        subparser.add_argument(
-            "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
-        )
-
-    text = "Show what a running service does, again and again; Ctrl-C ends it."
-    add_top_arguments(command("top", text), seconds_fn=_seconds)
-
-    command("version", "Print the versions of usp-daemon and of what it computes with.")
-    return parser
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -168,11 +38,14 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             parser.error(problem)
         return _feed_or_tail(parsed)
     if parsed.command == "version":
-        return _version()
+        return _version(as_json=parsed.json)
     if parsed.command == "top":
         return run_parsed(parsed)
+    if parsed.command == "completion":
+        print(completion_script(parser, parsed.shell))
+        return EXIT_OK
     if parsed.command == "check-config":
-        return _check_config(parsed.config)
+        return _check_config(parsed.config or parsed.config_option, as_json=parsed.json)
     if parsed.command == "snapshot":
         return _snapshot(parsed)
     if parsed.command in ("audit", "rollback", "reload"):
@@ -196,40 +69,44 @@ def main() -> None:
     sys.exit(code)
 
 
-def _version() -> int:
-    print(f"usp-daemon {usp_daemon.__version__}")
-    print(f"python {sys.version.split()[0]}")
+def _version(*, as_json: bool) -> int:
+    versions: dict[str, str | None] = {"usp-daemon": usp_daemon.__version__, "python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:
-            print(f"{package} {importlib.metadata.version(package)}")
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            print(f"{package} is missing")
+            versions[package] = None
+    if as_json:
+        print(json.dumps(versions, indent=2))
+    else:
+        print("\n".join(f"{name} {version or 'is missing'}" for name, version in versions.items()))
     return EXIT_OK
 
 
-def _check_config(path: pathlib.Path | None) -> int:
+def _check_config(path: pathlib.Path | None, *, as_json: bool) -> int:
     from usp_daemon.config import check_config
 
     report = check_config(path)
-    print(report, file=sys.stdout if report.is_ok else sys.stderr)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    elif report.is_ok:
+        print(report)
+    else:
+        _say_error(report, prefix="")
     return EXIT_OK if report.is_ok else EXIT_USAGE
 
 
-def _add_snapshot_commands(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    text = "List all snapshots of a store, without reading their bodies."
-    listing = actions.add_parser("list", help=text, description=text)
-    where = listing.add_mutually_exclusive_group()
-    where.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings, for io.snapshot_path")
-    where.add_argument("--path", type=pathlib.Path, metavar="DIR", help="the directory itself")
-    text = "Show what a snapshot says about itself."
-    inspection = actions.add_parser("inspect", help=text, description=text)
-    inspection.add_argument("file", type=pathlib.Path, metavar="FILE")
-    for subparser in (listing, inspection):
-        subparser.add_argument("--json", action="store_true", help="as JSON")
-    text = "Read snapshots to their last bit: exit code 0 if all are whole, 3 if one is not or there is none."
-    verification = actions.add_parser("verify", help=text, description=text)
-    verification.add_argument("paths", nargs="+", type=pathlib.Path, metavar="FILE|DIR")
+def _say_error(error: object, *, prefix: str = "error: ") -> None:
+    """Print an error, and what to do next where that can be said, on standard error; red on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from usp_daemon.hints import hint_for
+
+    err = Console(stderr=True)
+    err.print(Text(f"{prefix}{error}", style="red"), soft_wrap=True)
+    if isinstance(error, BaseException) and (hint := hint_for(error)):
+        err.print(Text(f"  {hint}"), soft_wrap=True, highlight=False)
 
 
 def _snapshot(parsed: argparse.Namespace) -> int:
@@ -244,24 +121,12 @@ def _snapshot(parsed: argparse.Namespace) -> int:
             snapshot_commands.list_snapshots(out, config=parsed.config, directory=parsed.path, as_json=parsed.json)
         elif parsed.action == "inspect":
             snapshot_commands.inspect_snapshot(out, parsed.file, as_json=parsed.json)
-        elif not snapshot_commands.verify_snapshots(out, parsed.paths):
+        elif not snapshot_commands.verify_snapshots(out, parsed.paths, as_json=parsed.json, err=Console(stderr=True)):
             return EXIT_INPUT
     except (ConfigError, snapshot_commands.SnapshotCommandError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(error)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_INPUT
     return EXIT_OK
-
-
-def _add_audit_commands(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    text = "Read the log to its last bit: exit code 0 if it is what was written, 3 if not."
-    verification = actions.add_parser("verify", help=text, description=text)
-    text = "Print what was changed, refused, rolled back and kept."
-    showing = actions.add_parser("show", help=text, description=text)
-    showing.add_argument("--json", action="store_true", help="as JSON")
-    showing.add_argument("--last", type=_positive, metavar="N", help="only the last N lines")
-    for subparser in (verification, showing):
-        subparser.add_argument("--config", type=pathlib.Path, metavar="FILE", help="settings, for io.mutations_log")
 
 
 def _of_config(parsed: argparse.Namespace) -> int:
@@ -278,17 +143,19 @@ def _of_config(parsed: argparse.Namespace) -> int:
     out = Console(width=None if sys.stdout.isatty() else 200)
     try:
         if parsed.command == "rollback":
-            config_commands.roll_back(out, config=parsed.config, to=parsed.to)
+            config_commands.roll_back(out, config=parsed.config, to=parsed.to, as_json=parsed.json)
         elif parsed.command == "reload":
-            report = config_commands.reload(out, config=parsed.config, wait_s=parsed.wait)
+            report = config_commands.reload(
+                out, config=parsed.config, wait_s=parsed.wait, as_json=parsed.json, err=Console(stderr=True)
+            )
             codes = {ReloadOutcome.REFUSED: EXIT_USAGE, ReloadOutcome.FAILED: EXIT_FAILURE}
             return codes.get(report.outcome, EXIT_OK)
         elif parsed.action == "show":
             config_commands.show_audit(out, config=parsed.config, last=parsed.last, as_json=parsed.json)
-        elif not config_commands.verify_audit(out, config=parsed.config):
+        elif not config_commands.verify_audit(out, config=parsed.config, as_json=parsed.json):
             return EXIT_INPUT
     except (ConfigMutationError, config_commands.NoDaemonError, config_commands.NoAnswerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(error)
         codes = (
             (config_commands.NoDaemonError, EXIT_INPUT),
             (MutationFailedError, EXIT_FAILURE),
@@ -297,46 +164,6 @@ def _of_config(parsed: argparse.Namespace) -> int:
         )
         return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
     return EXIT_OK
-
-
-def _add_tuning_commands(tune: argparse.ArgumentParser, report: argparse.ArgumentParser) -> None:
-    tune.add_argument(
-        "files", nargs="+", type=pathlib.Path, metavar="FILE", help="ticks, CSV or JSON Lines, as for replay"
-    )
-    for parser in (tune, report):
-        parser.add_argument(
-            "--config", type=pathlib.Path, metavar="FILE", help="settings (config/config.toml if it is there)"
-        )
-    tune.add_argument("--trials", type=_positive, metavar="N", help="trials of the whole campaign (settings: 50)")
-    tiers = tune.add_mutually_exclusive_group()
-    tiers.add_argument(
-        "--tier",
-        choices=("fast", "sensitive", "deep", "wide"),
-        help="search 6 parameters, the 9 that move forecasts most, 23, or 30 (settings: sensitive)",
-    )
-    tiers.add_argument("--deep", action="store_const", const="deep", dest="tier", help="the same as --tier deep")
-    tune.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where campaigns are kept (settings: io/tuning)")
-    tune.add_argument("--name", type=_name, metavar="NAME", help="the campaign's name (usp-TIER)")
-    tune.add_argument("--seed", type=_natural, metavar="S", help="what the draws depend on (settings: 42)")
-    tune.add_argument(
-        "--time-limit", type=_seconds, metavar="SECONDS", help="begin no batch after that time (settings: 7 days)"
-    )
-    how = tune.add_mutually_exclusive_group()
-    how.add_argument("--resume", action="store_true", help="continue a campaign, refuse to begin one")
-    how.add_argument("--fresh", action="store_true", help="put the campaign that is there away and begin anew")
-    tune.add_argument("--worker", type=_name, metavar="NAME", help="this machine's name in a shared campaign (its own)")
-    tune.add_argument("--format", choices=("auto", "csv", "jsonl"), default="auto", help="(auto: by suffix or content)")
-    tune.add_argument(
-        "--time-unit", choices=("ns", "us", "ms", "s", "iso8601"), help="how times are written (settings: ns)"
-    )
-    report.add_argument(
-        "campaign", nargs="?", metavar="CAMPAIGN", help="a journal, a saved study, or a name (the only one there is)"
-    )
-    report.add_argument("--html", type=pathlib.Path, metavar="FILE", help="also write a page with drawings")
-    report.add_argument("--json", action="store_true", help="as JSON, with every trial")
-    report.add_argument("--audit", type=pathlib.Path, metavar="FILE", help="a log of what was applied and rolled back")
-    for parser in (tune, report):
-        parser.add_argument("--propose", action="store_true", help="print only the best values, as settings")
 
 
 def _tune_or_report(parsed: argparse.Namespace) -> int:
@@ -380,7 +207,7 @@ def _tune_or_report(parsed: argparse.Namespace) -> int:
         )
         return EXIT_OK if tune_commands.tune(tuning, out, err) else EXIT_INTERRUPTED
     except (ConfigError, InputError, TuningError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(error)
         codes = ((ConfigError, EXIT_USAGE), (CampaignMismatchError, EXIT_USAGE), (InputError, EXIT_INPUT))
         return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
     except KeyboardInterrupt:
@@ -448,7 +275,7 @@ def _feed_or_tail(parsed: argparse.Namespace) -> int:
             return EXIT_BROKER
         return EXIT_INPUT if summary.problems else EXIT_OK
     except (ConfigError, TransportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(error)
         codes = ((ConfigError, EXIT_USAGE), (InputError, EXIT_INPUT), (TransportError, EXIT_BROKER))
         return next(code for kind, code in codes if isinstance(error, kind))
     except BrokenPipeError:
@@ -463,7 +290,6 @@ def _feed_or_tail(parsed: argparse.Namespace) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.text import Text
 
     from usp_daemon.compute import ComputeError, DeviceUnavailableError
     from usp_daemon.config import ConfigError
@@ -477,7 +303,7 @@ def _run(parsed: argparse.Namespace) -> int:
     out, err = Console(width=None if sys.stdout.isatty() else 110), Console(stderr=True)
 
     def fail(error: object, code: int) -> int:
-        err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        _say_error(error)
         return code
 
     try:
@@ -554,49 +380,6 @@ def _only(group: BaseExceptionGroup) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _speed(text: str) -> float | None:
-    if text == "max":
-        return None
-    speed = float(text)
-    if not (speed > 0.0 and math.isfinite(speed)):
-        raise argparse.ArgumentTypeError(f"expected a positive number or max, got {text}")
-    return speed
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return number
-
-
-def _wait(text: str) -> float:
-    seconds = float(text)
-    if not (seconds >= 0.0 and math.isfinite(seconds)):
-        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text}")
-    return seconds
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected at least 0, got {text}")
-    return number
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not (seconds > 0.0 and math.isfinite(seconds)):
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
-    return seconds
-
-
-def _name(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a name")
-    return text
 
 
 if __name__ == "__main__":

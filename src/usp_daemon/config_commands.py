@@ -1,10 +1,12 @@
 """``usp-daemon audit``, ``rollback``, ``reload``: the log of changes, the way back, a word to the running daemon."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +37,7 @@ class NoAnswerError(Exception):
     """The daemon did not say in time what came of it."""
 
 
-def verify_audit(out: Console, *, config: pathlib.Path | None = None) -> bool:
+def verify_audit(out: Console, *, config: pathlib.Path | None = None, as_json: bool = False) -> bool:
     """Read the log of changes from its first line to its last, print what is wrong; gives whether nothing is.
 
     Raises ``OSError`` where there is a log and it cannot be read.
@@ -46,6 +48,12 @@ def verify_audit(out: Console, *, config: pathlib.Path | None = None) -> bool:
         # a line that is being written at this moment is no torn one
         time.sleep(2 * _PAUSE_S)
         report = log.verify()
+    if as_json:
+        problems = [{"line": number or None, "problem": problem} for number, problem in report.problems]
+        _print_json(
+            out, {"file": str(log.path), "is_whole": report.is_whole, "lines": report.num_lines, "problems": problems}
+        )
+        return report.is_whole
     for number, problem in report.problems:
         _print(out, f"{log.path}{f', line {number}' if number else ''}: {problem}")
     if report.is_whole:
@@ -64,7 +72,7 @@ def show_audit(
         records = []
     records = records[-last:] if last is not None else records
     if as_json:
-        _print(out, json.dumps(records, indent=2, ensure_ascii=False))
+        _print_json(out, records)
         return
     if not records:
         _print(out, f"{log.path}: no change yet")
@@ -89,13 +97,28 @@ def show_audit(
     out.print(table)
 
 
-def roll_back(out: Console, *, config: pathlib.Path | None = None, to: str | None = None) -> None:
+def roll_back(
+    out: Console, *, config: pathlib.Path | None = None, to: str | None = None, as_json: bool = False
+) -> None:
     """Take the last change back, or everything since ``to``, and print what that was.
 
     Raises ``ConfigMutationError``.
     """
     mutator = ConfigMutator(ConfigSource(config))
     done = mutator.rollback(to, "by hand", trigger="usp-daemon rollback")
+    if as_json:
+        _print_json(
+            out,
+            {
+                "outcome": str(done.outcome),
+                "id": done.id,
+                "wrote_to": None if done.wrote_to is None else str(done.wrote_to),
+                "hash_before": done.hash_before,
+                "hash_after": done.hash_after,
+                "changed": {path: {"from": old, "to": new} for path, (old, new) in done.delta.items()},
+            },
+        )
+        return
     if done.outcome is MutationOutcome.UNCHANGED:
         _print(out, "nothing to do: the configuration is that one already")
         return
@@ -104,8 +127,17 @@ def roll_back(out: Console, *, config: pathlib.Path | None = None, to: str | Non
         _print(out, f"  {path}: {old} -> {new}")
 
 
-def reload(out: Console, *, config: pathlib.Path | None = None, wait_s: float = 30.0) -> ReloadReport:
+def reload(
+    out: Console,
+    *,
+    config: pathlib.Path | None = None,
+    wait_s: float = 30.0,
+    as_json: bool = False,
+    err: Console | None = None,
+) -> ReloadReport:
     """Have the running daemon read its configuration now, wait for what it says came of it, and print that.
+
+    ``err`` is where a terminal is told that it waits.
 
     Raises :class:`NoDaemonError`, :class:`NoAnswerError` and ``PermissionError``.
     """
@@ -118,7 +150,11 @@ def reload(out: Console, *, config: pathlib.Path | None = None, wait_s: float = 
     before = ReloadReport.read(state_path)
     if not daemon.hang_up():
         raise NoDaemonError(f"the daemon that was {daemon.process} does not run any more")
-    report = _answer(state_path, daemon, before, wait_s)
+    with _waiting(err, f"waiting for {daemon.process}"):
+        report = _answer(state_path, daemon, before, wait_s)
+    if as_json:
+        _print_json(out, dataclasses.asdict(report))
+        return report
     hint = f", epoch {report.epoch}" if report.epoch is not None else ""
     _print(out, f"{report.outcome}: {report.content_hash[:_DIGITS]}{hint}, in {report.seconds:.3f} s")
     for name, paths in report.changed.items():
@@ -159,6 +195,17 @@ def _values(delta: Mapping[str, Any]) -> str:
     return "\n".join(
         f"{path}: {pair[0]} -> {pair[1]}" for path, pair in delta.items() if isinstance(pair, list) and len(pair) == 2
     )
+
+
+@contextlib.contextmanager
+def _waiting(err: Console | None, text: str) -> Iterator[None]:
+    """Say on a terminal, and nowhere else, what is being waited for."""
+    with err.status(text) if err is not None and err.is_terminal else contextlib.nullcontext():
+        yield
+
+
+def _print_json(out: Console, value: Any) -> None:
+    _print(out, json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def _print(out: Console, text: str) -> None:

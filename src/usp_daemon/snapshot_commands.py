@@ -7,11 +7,12 @@ import datetime
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -118,34 +119,55 @@ def inspect_snapshot(out: Console, path: pathlib.Path, *, as_json: bool = False)
     out.print("Only the header was read; `usp-daemon snapshot verify` reads everything.", highlight=False, markup=False)
 
 
-def verify_snapshots(out: Console, paths: Sequence[pathlib.Path]) -> bool:
+def verify_snapshots(
+    out: Console, paths: Sequence[pathlib.Path], *, as_json: bool = False, err: Console | None = None
+) -> bool:
     """Read every file, and every snapshot below every directory, to its last bit; print one line each.
 
     Returns whether all of them are whole, and there was at least one. Snapshots that a daemon has already set aside are
-    counted only, unless they are named. Raises :class:`SnapshotCommandError`.
+    counted only, unless they are named. ``err`` shows how far it is, where it is a terminal. Raises
+    :class:`SnapshotCommandError`.
     """
-    num_whole = num_bad = num_set_aside = 0
-    for path in paths:
-        for file in _files(path) if path.is_dir() else [path]:
-            if path.is_dir() and file.suffix != ".usp":
-                num_set_aside += 1
-                continue
-            problem = problem_of(file)
-            num_bad += problem is not None
-            num_whole += problem is None
+    found = [(file, path.is_dir()) for path in paths for file in (_files(path) if path.is_dir() else [path])]
+    named = [file for file, is_below in found if not is_below or file.suffix == ".usp"]
+    num_set_aside = len(found) - len(named)
+    problems: dict[pathlib.Path, str | None] = {}
+    for file in _shown(named, err):
+        problem = problem_of(file)
+        problems[file] = None if problem is None else str(problem)
+        if not as_json:
             out.print(f"{file}: {problem or 'whole'}", highlight=False, markup=False, soft_wrap=True)
+    num_bad = sum(problem is not None for problem in problems.values())
+    num_whole = len(problems) - num_bad
+    is_good = num_bad == 0 and num_whole > 0
+    if as_json:
+        files = [
+            {"file": str(file), "is_whole": problem is None, "problem": problem} for file, problem in problems.items()
+        ]
+        _print_json(out, {"is_whole": is_good, "num_set_aside": num_set_aside, "files": files})
+        return is_good
     text = f"{num_whole} whole, {num_bad} damaged or unreadable"
     if num_set_aside:
         text += f", {num_set_aside} set aside before and not read"
-    out.print(text if num_whole or num_bad else f"no snapshots found; {text}", highlight=False, markup=False)
-    return num_bad == 0 and num_whole > 0
+    out.print(text if problems else f"no snapshots found; {text}", highlight=False, markup=False)
+    return is_good
+
+
+def _shown(files: Sequence[pathlib.Path], err: Console | None) -> Iterable[pathlib.Path]:
+    """The files, with a bar on a terminal that says how many are left."""
+    if err is None or not err.is_terminal or not files:
+        return files
+    return track(files, description="verifying", console=err, transient=True)
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
     try:
         return list(snapshot_files(directory))
     except PersistenceError as error:
-        raise SnapshotCommandError(str(error)) from error
+        text = str(error)
+        if not directory.exists():
+            text = f"{directory}: no such directory; `usp-daemon run` makes it, and --path or --config name another"
+        raise SnapshotCommandError(text) from error
 
 
 def _look_at(path: pathlib.Path) -> FoundFile:

@@ -297,7 +297,9 @@ def _found(wanted: str | None, meta_config: MetaOptimizationConfig) -> StoredCam
         names = campaign_names(meta_config)
         if len(names) != 1:
             place = "the database" if meta_config.storage_url else meta_config.checkpoint_path
-            raise StorageError(f"{place} holds {len(names)} campaigns ({', '.join(names) or 'none'}); name one")
+            if not names:
+                raise StorageError(f"{place} holds no campaign yet; `usp-daemon tune FILE...` begins one")
+            raise StorageError(f"{place} holds {len(names)} campaigns ({', '.join(names)}); name one")
         return read_stored(meta_config, names[0])
     path = pathlib.Path(wanted)
     return read_file(path) if path.is_file() else read_stored(meta_config, wanted)

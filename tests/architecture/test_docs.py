@@ -13,11 +13,12 @@ from usp_daemon.persistence import SnapshotEventKind, TickRingEventKind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "src" / "usp_daemon"
-# Pages written by hand for whoever runs the daemon; configuration.md and metrics.md come from the code.
-GENERATED = {"configuration.md", "metrics.md"}
+# Pages written by hand for whoever runs the daemon; the others come from the code.
+GENERATED = {"commands.md", "configuration.md", "metrics.md"}
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name not in GENERATED)
 TEXTS = {path.name: path.read_text("utf-8") for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]}
 ALL = "\n".join(TEXTS.values())
+MANUAL = ("service.md", "operations.md", "performance.md", "recovery.md", "scaling.md")
 SECTIONS = sorted({path.partition(".")[0] for path in SPECS})
 # Events below a warning are of no concern to whoever is on call.
 EVENT_CALLS = ("warning", "error", "log_fn")
@@ -48,6 +49,33 @@ def events_in_docs() -> set[str]:
     return {name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)}
 
 
+def service_metrics() -> list[str]:
+    """Metrics that the page lists; tests/telemetry compares that page with what is exposed."""
+    return re.findall(r"^\| `(usp_\w+)` \|", (ROOT / "docs" / "metrics.md").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(SPECS))
+def test_every_setting_is_in_the_reference(path: str) -> None:
+    section, _, key = path.partition(".")
+    text = (ROOT / "docs" / "configuration.md").read_text("utf-8").partition(f"\n## [{section}]\n")[2]
+    assert f"\n| `{key}` |" in text.partition("\n## ")[0]
+
+
+def test_every_recovery_policy_and_exit_code_is_among_the_symptoms() -> None:
+    text = TEXTS["troubleshooting.md"]
+    assert {path for path in SPECS if path.startswith("recovery.on_") and f"`{path}" not in text} == set()
+    assert {code for code in ExitCode if code.value in (2, 69, 75) and f"exit code {code.value}" not in text} == set()
+
+
+def test_what_tells_of_trouble_is_among_the_symptoms() -> None:
+    text = TEXTS["troubleshooting.md"] + TEXTS["operations.md"] + TEXTS["recovery.md"] + TEXTS["autonomous.md"]
+    telling = [
+        name for name in service_metrics() if re.search("failed|refused|fenced|lag_|dropped|conflicts|dead_", name)
+    ]
+    assert len(telling) >= 6
+    assert {name for name in telling if name not in text} == set()
+
+
 @pytest.mark.parametrize("name", commands())
 def test_every_command_is_explained(name: str) -> None:
     assert f"`usp-daemon {name}" in ALL or f"usp-daemon {name} " in ALL
@@ -69,7 +97,7 @@ def test_every_section_of_the_configuration_has_its_reference(section: str) -> N
     "section", sorted({path.partition(".")[0] for path, spec in SPECS.items() if spec.key.reader is Reader.SERVICE})
 )
 def test_every_section_of_the_service_is_explained_by_hand(section: str) -> None:
-    assert f"`{section}." in TEXTS["service.md"] + TEXTS["operations.md"]
+    assert any(f"`{section}." in TEXTS[page] for page in MANUAL)
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -188,3 +188,19 @@ def test_what_the_daemon_leaves_is_read_back_as_it_was_written(tmp_path):
     RunningDaemon.write(tmp_path / "state", http_port=1, started_ns=2, config="c")
     RunningDaemon.remove(tmp_path / "state")
     assert RunningDaemon.read(tmp_path / "state") is None
+
+
+def test_answers_as_json(run, world, daemon):
+    world.mutator().apply({K: 0.6}, trigger="test")
+    code, out, _ = run("audit", "verify", "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        {"file": str(world.log), "is_whole": True, "lines": 1, "problems": []},
+    )
+    code, out, _ = run("rollback", "--json")
+    done = json.loads(out)
+    assert (code, done["outcome"], done["changed"]) == (0, "rolled_back", {K: {"from": 0.6, "to": 0.5}})
+    daemon("refused")
+    code, out, _ = run("reload", "--wait", "20", "--json")
+    report = json.loads(out)
+    assert (code, report["outcome"], report["problems"]) == (2, "refused", ["http.port: it is locked"])

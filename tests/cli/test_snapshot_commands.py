@@ -218,3 +218,15 @@ def test_the_numerical_libraries_stay_out(tmp_path):
         cwd=Path(tmp_path),
         timeout=60,
     )
+
+
+def test_verify_as_json(directory, run):
+    code, out, err = run("verify", directory, "--json")
+    found = json.loads(out)
+    assert (code, err, found["is_whole"], found["num_set_aside"]) == (0, "", True, 1)
+    assert len(found["files"]) == 4
+    flip(file(directory, 10, 7))
+    code, out, _ = run("verify", directory, "--json")
+    (bad,) = [entry for entry in json.loads(out)["files"] if not entry["is_whole"]]
+    assert (code, bad["file"]) == (3, str(file(directory, 10, 7)))
+    assert bad["problem"]

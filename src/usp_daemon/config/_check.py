@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from ._diff import diff_settings
 from ._load import BUILT_IN, ConfigError, Problem, find_config, load_settings, override_names
@@ -27,6 +28,18 @@ class ConfigReport:
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong; empty if nothing is."""
         return self.error.problems if self.error else ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as data: ``ok``, ``hash``, ``changed`` from the defaults by path, ``problems``."""
+        changes = () if self.settings is None else diff_settings(Settings(), self.settings).changes
+        return {
+            "source": self.source,
+            "ok": self.is_ok,
+            "hash": None if self.settings is None else self.settings.content_hash(),
+            "overridden_by": list(self.overrides),
+            "changed": {c.path: {"value": c.new, "default": c.old, "class": str(c.parameter_class)} for c in changes},
+            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+        }
 
     def __str__(self) -> str:
         if self.settings is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import sys
 import threading
@@ -48,7 +49,9 @@ def configure_logging(
     else:  # the console renderer formats tracebacks itself
         processors.append(
             structlog.dev.ConsoleRenderer(
-                colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+                colors=target.isatty() and not os.environ.get("NO_COLOR"),
+                exception_formatter=structlog.dev.plain_traceback,
+                pad_event_to=0,
             )
         )
     structlog.configure(
