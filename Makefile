@@ -90,7 +90,7 @@ dashboards: develop  ## regenerate deploy/grafana/dashboards from code
 	$(BIN)/python deploy/grafana/generate.py
 
 site: develop  ## the documentation as a site, in out/site
-	$(BIN)/mkdocs build --strict --site-dir out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sbom: develop  ## bill of materials, CycloneDX, in out/sbom.json
 	mkdir -p out

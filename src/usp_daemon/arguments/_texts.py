@@ -200,6 +200,15 @@ COMMANDS: Mapping[str, Command] = {
             INPUT="no daemon runs on this host",
         ),
     ),
+    "top": Command(
+        "Show what a running service does, again and again; Ctrl-C ends it.",
+        "Reads /status.json of the service that the settings name, or of --url.",
+        (
+            ("usp-daemon top", "the service of config/config.toml"),
+            ("usp-daemon top --once --sort alarm", "printed once, the latest alarms first"),
+        ),
+        _codes(OK="shown", USAGE="wrong usage or address", INPUT="no service answers there"),
+    ),
     "completion": Command(
         "Print a script that has a shell complete commands, options and paths.",
         "The script goes where the shell looks for such, or is evaluated by its start-up file.",
@@ -209,15 +218,6 @@ COMMANDS: Mapping[str, Command] = {
             ("usp-daemon completion tcsh > ~/.usp-daemon.tcsh", "tcsh, with `source ~/.usp-daemon.tcsh` in ~/.tcshrc"),
         ),
         _codes(OK="printed", USAGE="wrong usage"),
-    ),
-    "top": Command(
-        "Show what a running service does, again and again; Ctrl-C ends it.",
-        "Reads /status.json of the service that the settings name, or of --url.",
-        (
-            ("usp-daemon top", "the service of config/config.toml"),
-            ("usp-daemon top --once --sort alarm", "printed once, the latest alarms first"),
-        ),
-        _codes(OK="shown", USAGE="wrong usage or address", INPUT="no service answers there"),
     ),
     "version": Command(
         "Print the versions of usp-daemon and of what it computes with.",
