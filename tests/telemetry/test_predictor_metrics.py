@@ -136,6 +136,14 @@ def test_only_named_and_busiest_symbols_have_series(registry: CollectorRegistry,
     assert len(generate_latest(registry)) < 100_000
 
 
+def test_a_first_choice_that_was_wrong_is_soon_put_right(registry: CollectorRegistry, scrape: Scrape) -> None:
+    metrics = made(registry, top_symbols=1)
+    told(metrics, random_rows(["first"]))
+    for _ in range(20):
+        told(metrics, random_rows(["busy"] * 100))
+    assert {dict(labels)["symbol"] for name, labels in scrape() if name == "usp_symbol_value"} == {"busy"}
+
+
 def test_series_of_a_symbol_are_its_last_row_and_go_with_its_partition(
     registry: CollectorRegistry, scrape: Scrape
 ) -> None:

@@ -47,7 +47,8 @@ MOST_SYMBOLS = 1_000
 # One tick of a broken series must not outweigh a day of all others.
 ERROR_CAP = 20.0
 _KEPT = ("predicted_next", "scale", "lower_80", "upper_80", "lower_95", "upper_95")
-_RANK_AFTER_TICKS = 50_000
+# Soon at first, when little is known, then ever more rarely.
+_RANK_AFTER_TICKS, _RANK_AFTER_TICKS_AT_MOST = 500, 50_000
 
 # metric, column, meaning, upper bounds
 _DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
@@ -214,7 +215,8 @@ class PredictorMetrics:
             raise ValueError(f"at most {MOST_SYMBOLS} symbols can have own series")
         self._memories: dict[TopicPartition, _Memory] = {}
         self._chosen: frozenset[str] = self._named
-        self._ticks_to_rank = 0
+        self._rank_after = _RANK_AFTER_TICKS
+        self._ticks_to_rank = _RANK_AFTER_TICKS
 
         declare.section("Forecasts of all symbols")
         self._scored = declare.counter(
@@ -359,7 +361,8 @@ class PredictorMetrics:
             memory.counts += np.bincount(index, minlength=len(memory.counts))
             self._ticks_to_rank -= len(index)
             if self._ticks_to_rank <= 0:
-                self._ticks_to_rank = _RANK_AFTER_TICKS
+                self._rank_after = min(2 * self._rank_after, _RANK_AFTER_TICKS_AT_MOST)
+                self._ticks_to_rank = self._rank_after
                 self._rank()
         if not self._chosen:
             return
