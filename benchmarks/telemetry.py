@@ -14,6 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from usp_daemon.core import PredictionResult
+from usp_daemon.service import AnswerRows
 from usp_daemon.telemetry import PartitionState, ServiceMetrics, Stage, TransactionOutcome
 from usp_daemon.wire import TopicPartition
 
@@ -91,18 +92,7 @@ def cost_of_predictions(batch: int, top_symbols: int, num_batches: int = 100) ->
     return 1e6 * used / (num_batches * batch), size, time.perf_counter() - begun
 
 
-class MadeUpRows:
-    """Predictions with columns like those of the predictor."""
-
-    def __init__(self, symbols: list[str], values: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-        self.symbols, self.values, self._columns = symbols, values, columns
-
-    def column(self, name: str) -> np.ndarray:
-        """One quantity."""
-        return self._columns[name]
-
-
-def made_up_rows(symbols: list[str]) -> MadeUpRows:
+def made_up_rows(symbols: list[str]) -> AnswerRows:
     """A row for each of ``symbols``."""
     rng = np.random.default_rng(1)
     columns: dict[str, np.ndarray] = {}
@@ -114,7 +104,7 @@ def made_up_rows(symbols: list[str]) -> MadeUpRows:
         columns[field.name] = numbers < 0.5 if is_flag else numbers.astype(np.int32) if is_count else numbers
     columns["alarm_kind"] = (rng.random(len(symbols)) < 0.002).astype(np.int32)
     columns["accepted"] = np.ones(len(symbols), bool)
-    return MadeUpRows(symbols, rng.normal(size=len(symbols)), columns)
+    return AnswerRows(symbols, np.zeros(len(symbols), np.int64), rng.normal(size=len(symbols)), columns, 0)
 
 
 def cost_value_by_value(rate: int) -> float:

@@ -247,8 +247,7 @@ async def demo(
 ) -> ReplaySummary:
     """Replay the bundled series, print a table of scores and write the report; see :func:`replay`."""
     options = ReplayOptions(files=demo_files(), out=out_directory, time_unit=DEMO_TIME_UNIT)
-    further = {} if watching is None else {"watching": watching}
-    summary = await replay(options, out, err, predictor_factory=predictor_factory, **further)
+    summary = await replay(options, out, err, predictor_factory=predictor_factory, watching=watching)
     if summary.stats.predictions:
         notes = {series.symbol: series.description for series in DEMO_SERIES}
         scores = _report(summary, out_directory, "usp-daemon: demonstration on real series", notes, out)

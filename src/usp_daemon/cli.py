@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import usp_daemon
 from usp_daemon.arguments import build_parser, completion_script
-from usp_daemon.top_arguments import run_parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +39,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "version":
         return _version(as_json=parsed.json)
     if parsed.command == "top":
-        return run_parsed(parsed)
+        return _top(parsed)
     if parsed.command == "completion":
         print(completion_script(parser, parsed.shell))
         return EXIT_OK
@@ -164,6 +163,21 @@ def _of_config(parsed: argparse.Namespace) -> int:
         )
         return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
     return EXIT_OK
+
+
+def _top(parsed: argparse.Namespace) -> int:
+    from usp_daemon.top_command import TopOptions, run_top
+
+    options = TopOptions(
+        url=parsed.url,
+        config=parsed.config,
+        once=parsed.once,
+        as_json=parsed.json,
+        interval_s=parsed.interval,
+        sort=parsed.sort,
+        filter=parsed.filter,
+    )
+    return run_top(options)
 
 
 def _tune_or_report(parsed: argparse.Namespace) -> int:

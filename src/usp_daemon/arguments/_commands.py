@@ -1,12 +1,9 @@
 """The parser of all commands."""
 
 import argparse
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
-
-from usp_daemon.top_arguments import add_top_arguments
 
 from . import _kinds as kinds
 from ._completion import SHELLS
@@ -107,11 +104,10 @@ def _replay(parser: Parser) -> None:
         help="(auto: by suffix, else by content)",
     )
     _time_unit(parser)
-    for field, what in (("symbol", "symbol"), ("time", "time"), ("value", "value")):
-        default = {"symbol": "symbol", "time": "ts", "value": "value"}[field]
+    for what, default in (("symbol", "symbol"), ("time", "ts"), ("value", "value")):
         _argument(
             parser,
-            f"--{field}-field",
+            f"--{what}-field",
             type=kinds.name,
             metavar="NAME",
             help=f"column or member with the {what} ({default})",
@@ -303,6 +299,16 @@ def _reload(parser: Parser) -> None:
     _json(parser)
 
 
+def _top(parser: Parser) -> None:
+    _argument(parser, "--url", metavar="URL", help="the service's address (the one of the settings)")
+    _config(parser)
+    _argument(parser, "--once", action="store_true", help="show it once, also where there is no terminal")
+    _json(parser, "the document as it is, once")
+    _argument(parser, "--interval", type=kinds.seconds, default=1.0, metavar="S", help="seconds between two looks (1)")
+    _argument(parser, "--sort", choices=("symbol", "alarm", "mode", "seq"), default="symbol", help="(symbol)")
+    _argument(parser, "--filter", default="", metavar="TEXT", help="only symbols with TEXT in their name")
+
+
 def _completion(parser: Parser) -> None:
     _argument(parser, "shell", choices=SHELLS, help="the shell to write it for")
 
@@ -321,7 +327,7 @@ _COMMANDS: dict[str, Callable[[Parser], None]] = {
     "audit": _audit,
     "rollback": _rollback,
     "reload": _reload,
-    "top": functools.partial(add_top_arguments, seconds_fn=kinds.seconds),
+    "top": _top,
     "completion": _completion,
     "version": _json,
 }

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -438,7 +438,7 @@ class ServiceMetrics:
         if partition in self._held:
             for each in rows:
                 self._predictor.record(partition, each)
-        count_bits(self._refused, _bits(refused_reasons) & ~_PASSING_BITS, REFUSING_REASONS)
+        count_bits(self._refused, np.asarray(refused_reasons, np.int64) & ~_PASSING_BITS, REFUSING_REASONS)
         for reason, count in (dead_letters or {}).items():
             self._dead_letters.add(reason, count)
 
@@ -563,8 +563,3 @@ class ServiceMetrics:
 
 def _is_in(held: _Partition, state: PartitionState) -> float:
     return float(held.state is state)
-
-
-def _bits(bits: ArrayLike) -> NDArray[np.int64]:
-    array = np.asarray(bits, dtype=np.int64).ravel()
-    return array[array != 0]

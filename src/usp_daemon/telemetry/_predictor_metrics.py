@@ -366,9 +366,7 @@ class PredictorMetrics:
                 self._rank()
         if not self._chosen:
             return
-        chosen = [position for position, symbol in enumerate(rows.symbols) if symbol in self._chosen]
-        latest = {rows.symbols[position]: position for position in chosen}
-        if latest:
+        if latest := {symbol: row for row, symbol in enumerate(rows.symbols) if symbol in self._chosen}:
             self._board.update(latest, rows)
 
     def _rank(self) -> None:
