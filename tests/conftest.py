@@ -56,5 +56,5 @@ def repository_root() -> Path:
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No ``USP_*`` override of the developer's shell reaches a test."""
     for name in tuple(os.environ):
-        if name.startswith("USP_") and name not in ("USP_CACHE_DIR", "USP_REQUIRE_KAFKA", "USP_REQUIRE_POSTGRES"):
+        if name.startswith("USP_") and name != "USP_CACHE_DIR" and not name.startswith("USP_REQUIRE_"):
             monkeypatch.delenv(name)

@@ -69,6 +69,7 @@ def test_variables_override_the_file_in_the_types_of_the_schema(elsewhere: Path)
         "USP_ORCHESTRATION__CUSUM_H": "12",
         "USP_CONFIG": "ignored.toml",
         "USP_REQUIRE_KAFKA": "1",
+        "USP_REQUIRE_BROWSER": "1",
         "USP_CACHE_DIR": "/somewhere",
         "UNRELATED": "x",
     }

@@ -16,9 +16,8 @@ from ._settings import SECTIONS, SPECS, Settings, build_settings
 
 PREFIX = "USP_"
 # Variables that name a place or steer the tests; they are no overrides.
-OTHER_VARIABLES = frozenset(
-    {"USP_CACHE_DIR", "USP_CONFIG", "USP_CRASH_AT", "USP_REQUIRE_KAFKA", "USP_REQUIRE_POSTGRES", "USP_STOP_AT"}
-)
+OTHER_VARIABLES = frozenset({"USP_CACHE_DIR", "USP_CONFIG", "USP_CRASH_AT", "USP_STOP_AT"})
+OTHER_PREFIX = "USP_REQUIRE_"
 
 DEFAULT_LOCATION = Path("config/config.toml")
 BUILT_IN = "built-in defaults"
@@ -110,7 +109,8 @@ def broken_rules(values: Mapping[str, Value], *, refused: Collection[str] = ()) 
 
 def override_names(environ: Mapping[str, str]) -> list[str]:
     """The variables of ``environ`` that mean to override a key, sorted."""
-    return sorted(name for name in environ if name.startswith(PREFIX) and name not in OTHER_VARIABLES)
+    names = (name for name in environ if name.startswith(PREFIX) and not name.startswith(OTHER_PREFIX))
+    return sorted(name for name in names if name not in OTHER_VARIABLES)
 
 
 def read_content(path: Path) -> bytes:
