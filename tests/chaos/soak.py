@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import statistics
 import sys
@@ -38,8 +39,9 @@ BROKER_SETTINGS = {"log.retention.check.interval.ms": 5_000, "log.segment.delete
 
 # What may differ between the second and the last quarter of a run without being growth.
 SLACK_SHARE, SLACK_BYTES = 0.03, 16_000_000
-# In a minute the allocator has not settled, and a machine that lags behind for a while keeps more records in hand.
-LONG_S, SHORT_SLACK_BYTES = 600.0, 100_000_000
+# In a minute the allocator has not settled, programs are still being compiled, and whoever else uses the machine decides
+# the pace: memory and pace are judged where the run takes at least this long, files, threads and answers always.
+LONG_S = 600.0
 SLACK_FILES = SLACK_THREADS = 2
 # Queues, fetched batches and results under way at their limits.
 OVERLOAD_BYTES = 300_000_000
@@ -252,14 +254,12 @@ def table(samples):
 
 
 def faults_of(one, baseline_bytes, rate, seconds):
-    """What an overload shows that should not be, a sentence each."""
+    """What an overload shows of memory and pace that should not be, a sentence each."""
     found = []
     if one.resident_bytes > baseline_bytes + OVERLOAD_BYTES:
         found.append(f"memory went from {baseline_bytes / 1e6:.0f} to {one.resident_bytes / 1e6:.0f} MB")
     if one.lag < 0.1 * rate * seconds:
         found.append(f"it was no overload: a lag of {one.lag:,.0f} records at its end")
-    if one.rebalances:
-        found.append(f"{one.rebalances:.0f} rebalances: the replica was taken for dead")
     # At half the rate the lag falls by half a second a second at most; longer means slower than real time.
     behind_s = one.lag / rate
     if one.recovered_s > 4.0 * behind_s + 5.0:
@@ -280,7 +280,8 @@ async def run(servers, replica, *, seconds, overload_seconds, num_records):
     try:
         samples = await soak(feed, replica, rate, seconds)
         print(table(samples), flush=True)
-        faults = growth(samples, SLACK_BYTES if seconds >= LONG_S else SHORT_SLACK_BYTES)
+        judged = seconds >= LONG_S
+        faults = growth(samples, SLACK_BYTES if judged else math.inf)
         if overload_seconds:
             baseline = statistics.median(one.resident_bytes for one in quarters(samples)[3])
             burdened = await overload(feed, replica, rate, overload_seconds)
@@ -290,7 +291,10 @@ async def run(servers, replica, *, seconds, overload_seconds, num_records):
                 f"{baseline / 1e6:.1f} before",
                 flush=True,
             )
-            faults += faults_of(burdened, baseline, rate, overload_seconds)
+            if burdened.rebalances:
+                faults.append(f"{burdened.rebalances:.0f} rebalances: the replica was taken for dead")
+            if judged:
+                faults += faults_of(burdened, baseline, rate, overload_seconds)
     finally:
         feeding.cancel()
         with contextlib.suppress(asyncio.CancelledError):
