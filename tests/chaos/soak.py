@@ -39,8 +39,8 @@ BROKER_SETTINGS = {"log.retention.check.interval.ms": 5_000, "log.segment.delete
 
 # What may differ between the second and the last quarter of a run without being growth.
 SLACK_SHARE, SLACK_BYTES = 0.03, 16_000_000
-# In a minute the allocator has not settled, programs are still being compiled, and whoever else uses the machine decides
-# the pace: memory and pace are judged where the run takes at least this long, files, threads and answers always.
+# In a minute the allocator has not settled, programs are still being compiled, and others on the machine decide the
+# pace: memory and pace are judged where the run takes at least this long, files, threads and answers always.
 LONG_S = 600.0
 SLACK_FILES = SLACK_THREADS = 2
 # Queues, fetched batches and results under way at their limits.

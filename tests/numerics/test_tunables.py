@@ -122,11 +122,12 @@ def test_the_search_space_has_the_specification_s() -> None:
     assert len(TUNABLES) == 23
 
 
-@pytest.mark.parametrize("name", TUNABLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in TRACED else pytest.mark.long) for name in TUNABLES]
+)
 def test_every_tunable_matters(name: str, request: pytest.FixtureRequest) -> None:
     """From one end of its range to the other a forecast moves by over 1e-3 of its scale, or an alarm differs."""
-    structural = name in STRUCTURAL_FIELDS
-    found = structural_effect(name) if structural else request.getfixturevalue("traced_effects")[name]
+    found = request.getfixturevalue("traced_effects")[name] if name in TRACED else structural_effect(name)
     assert found.moved.max() > 1e-3 or found.alarms.any(), f"{name} does nothing: {found}"
 
 
