@@ -45,8 +45,9 @@ def gains(state: AnchorState, config: PredictorConfig) -> Float[Array, " forecas
     slope = safe_divide(state.forecast_outcome, state.forecast_power)
     explained = slope * state.forecast_outcome
     variance = jnp.maximum(state.outcome_power - explained, 0.01 * state.outcome_power) / jnp.maximum(state.weight, 1.0)
-    margin = config.anchor_threshold * jnp.sqrt(safe_divide(variance, state.forecast_power))
-    return jnp.clip(slope - margin, 0.0, 1.0)
+    noise = config.anchor_threshold**2 * safe_divide(variance, state.forecast_power)
+    kept = jnp.maximum(1.0 - safe_divide(noise, slope * slope), 0.0)
+    return jnp.where(slope > 0.0, jnp.clip(slope, 0.0, 1.0) * kept, 0.0)
 
 
 def update(

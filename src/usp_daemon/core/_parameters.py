@@ -48,7 +48,7 @@ class PredictorConfig(eqx.Module):
     mode_collapse_min_threshold: Any = 10
     mode_collapse_window_ratio: Any = 0.1
     volatility_alpha: Any = 0.1
-    confidence_power: Any = 8.0
+    confidence_power: Any = 16.0
     anchor_threshold: Any = 1.0
     anchor_memory_ticks: Any = 500.0
     jko_domain_length: Any = 1.0
@@ -103,7 +103,7 @@ class PredictorConfig(eqx.Module):
     kernel_a_memory_ticks: Any = 1000.0
     season_min_correlation: Any = 0.25
     kernel_a_embedding_dim: int = structural(5)
-    kernel_a_lags: int = structural(16)
+    kernel_a_lags: int = structural(6)
     kernel_a_features: int = structural(32)
     # kernel B
     dgm_width_size: int = structural(64)

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Scalar
+from ._types import Flag, Scalar
 
 _TINY = 4  # regressors
+# By how much what was learned before a regime change counts less. Detectors err: a false alarm must not cost a model.
+_REGIME_DISCOUNT = 4.0
 
 
 class RidgeState(eqx.Module):
@@ -49,13 +51,11 @@ def update(
     forgetting: Scalar,
     weight: Scalar,
     max_variance: Scalar,
-    variance_added: Scalar | float = 0.0,
 ) -> RidgeState:
     """Learns one sample.
 
     ``forgetting`` in (0, 1] discounts the past, ``weight`` in [0, 1] discounts this sample (0 leaves the coefficients
     as they are), ``max_variance`` bounds each coefficient's variance, so that directions nobody excites do not wind up.
-    ``variance_added`` (0 or more) widens the result as :func:`forget` does.
     """
     # Three readings of the old root and one writing of the new one: the step's cost is in moving it.
     projected = _product(features, state.root)  # root' x
@@ -74,7 +74,7 @@ def update(
     remaining = jnp.maximum(remaining, variances * (noise / innovation_variance)) / forgetting
     remaining = jnp.maximum(remaining, 1e-30)
     # Scaling a row keeps the product positive semi-definite: P becomes D P D.
-    bounded = jnp.minimum(1.0, max_variance / remaining) + variance_added / remaining
+    bounded = jnp.minimum(1.0, max_variance / remaining)
     scale = jnp.sqrt(bounded / forgetting)
     root = scale[:, None] * (state.root - step[:, None] * projected[None, :])
     error = target - jnp.sum(state.coefficients * features)
@@ -91,12 +91,17 @@ def _product(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Arr
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def forget(state: RidgeState, variance_added: Scalar) -> RidgeState:
-    """Widens the covariance after a regime change: every coefficient's variance grows by up to ``variance_added``.
+def forgetting(memory: Scalar, regime_changed: Flag) -> Scalar:
+    """The factor for :func:`update`: an exponential window of ``memory`` ticks, or much less on a regime change."""
+    return jnp.where(regime_changed, 1.0 / _REGIME_DISCOUNT, 1.0 - 1.0 / memory)
 
-    Adding a multiple of the identity needs a new factorisation; scaling each row to the enlarged variance keeps the
-    factored form and the correlations instead.
+
+def discount(state: RidgeState, factor: Scalar, max_variance: Scalar) -> RidgeState:
+    """Makes all that was learned count less: the covariance times ``factor`` (1 or more), up to ``max_variance``.
+
+    Rows are scaled, so that the factored form and the correlations stay. As forgetting of 1 / ``factor`` in
+    :func:`update` does, but without a sample.
     """
-    variances = jnp.sum(state.root * state.root, axis=1)
-    growth = jnp.sqrt(1.0 + variance_added / jnp.maximum(variances, 1e-30))
+    variances = jnp.maximum(jnp.sum(state.root * state.root, axis=1), 1e-30)
+    growth = jnp.sqrt(jnp.minimum(factor, jnp.maximum(max_variance / variances, 1.0)))
     return RidgeState(coefficients=state.coefficients, root=state.root * growth[:, None])

@@ -145,15 +145,11 @@ def update(state: DeepGalerkinState, observation: KernelObservation, config: Pre
     target = jnp.clip(keep(observation.increment, 0.0) / level_unit, -_LEVEL_STEP_BOUND, _LEVEL_STEP_BOUND)
 
     prior_variance = jnp.asarray(_PRIOR_VARIANCE, dtype)
-    widened = ridge.forget(state.regression, prior_variance)
-    regression = ridge.RidgeState(
-        coefficients=state.regression.coefficients,
-        root=jnp.where(observation.forget, widened.root, state.regression.root),
-    )
     features = _regressors(previous)
     memory = jnp.maximum(config.kernel_b_memory_ticks, 2.0)
-    error = target - ridge.predict(regression, features)
-    regression = ridge.update(regression, features, target, 1.0 - 1.0 / memory, weight, prior_variance)
+    error = target - ridge.predict(state.regression, features)
+    forgetting = ridge.forgetting(memory, observation.forget)
+    regression = ridge.update(state.regression, features, target, forgetting, weight, prior_variance)
     num_samples = jnp.where(observation.forget, jnp.minimum(state.num_samples, _SAMPLES_KEPT), state.num_samples)
     noise_rate = weight * ewma_rate(num_samples, memory)
     noise_variance = state.noise_variance + noise_rate * (error * error - state.noise_variance)

@@ -358,8 +358,9 @@ def update(state: LevyState, observation: KernelObservation, config: PredictorCo
 
     prior_variance = 1.0 / prior
     features = jnp.stack([jnp.ones_like(weight), observation.previous_level])
+    forgetting = recursive_ridge.forgetting(memory / jnp.maximum(weight, 1e-12), observation.forget)
     drift = recursive_ridge.update(
-        state.drift, features, observation.increment, 1.0 - weight / memory, weight * (1.0 - is_jump), prior_variance
+        state.drift, features, observation.increment, forgetting, weight * (1.0 - is_jump), prior_variance
     )
 
     fade = 1.0 - weight / memory
@@ -387,12 +388,8 @@ def update(state: LevyState, observation: KernelObservation, config: PredictorCo
         state.log_quantiles + tracking * gains * (levels - below), -_LOG_QUANTILE_BOUND, _LOG_QUANTILE_BOUND
     )
 
-    # A regime change leaves the past worth no more than the prior.
+    # A regime change leaves the past of the noise worth no more than the prior.
     keep = jnp.where(observation.forget, jnp.minimum(1.0, prior / jnp.maximum(count, 1.0)), 1.0)
-    widened = recursive_ridge.forget(drift, prior_variance)
-    drift = recursive_ridge.RidgeState(
-        coefficients=drift.coefficients, root=jnp.where(observation.forget, widened.root, drift.root)
-    )
     has_gap = weight == 0.0
     return LevyState(
         drift=drift,

@@ -94,10 +94,9 @@ def update(state: SignatureState, observation: KernelObservation, config: Predic
         state.ridge,
         state.features,
         target,
-        1.0 - 1.0 / memory,
+        recursive_ridge.forgetting(memory, observation.forget),
         observation.weight,
         jnp.maximum(prior_variance, jnp.finfo(target.dtype).tiny),
-        jnp.where(observation.forget, prior_variance, 0.0),
     )
 
     # A running mean over the first ticks, an exponential window afterwards.
