@@ -50,7 +50,7 @@ class PredictorConfig(eqx.Module):
     volatility_alpha: Any = 0.1
     confidence_power: Any = 16.0
     anchor_threshold: Any = 1.0
-    anchor_memory_ticks: Any = 500.0
+    anchor_memory_ticks: Any = 300.0
     jko_domain_length: Any = 1.0
     jko_window_factor: Any = 5.0
     jko_window_min: Any = 10
