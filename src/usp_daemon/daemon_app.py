@@ -18,6 +18,7 @@ from usp_daemon.compute import StartReport, StateKey, Worker, predictor_config
 from usp_daemon.config import (
     SPECS,
     ConfigError,
+    ConfigMutator,
     ConfigSource,
     LoadedConfig,
     ReloadOutcome,
@@ -34,6 +35,7 @@ from usp_daemon.service import (
     Daemon,
     DaemonOptions,
     EpochBook,
+    EpochMarks,
     Observer,
     Observers,
     Outcome,
@@ -145,12 +147,18 @@ async def _serve(
             return ExitCode.OK
         for warning in warnings:
             _log.warning("topics_warning", text=warning)
+        marks = EpochMarks(ConfigMutator(source, settings=settings, who=instance_name(settings)).mark_epoch)
+
+        def adopted(epoch: ProgramEpoch) -> None:
+            observer.epoch_adopted(epoch)
+            marks.adopted(epoch)
+
         epochs = EpochBook(
             _epoch_log(settings),
             functools.partial(make_epoch, worker, observer),
             instance=instance_name(settings),
             now_ns_fn=time.time_ns,
-            adopted_fn=observer.epoch_adopted,
+            adopted_fn=adopted,
         )
         stack.push_async_callback(epochs.close)
         seen = SeenBase(state_path)
@@ -161,6 +169,7 @@ async def _serve(
         if await _unless_stopped(first, stop) is None:
             return ExitCode.OK
         seen.remember(loaded.base_hash)
+        marks.accepted(loaded)
 
         def reported(report: ReloadReport, now: LoadedConfig | None) -> None:
             observer.reloaded(report.outcome.value, report.seconds)
@@ -171,6 +180,7 @@ async def _serve(
                 _log.warning("state_not_written", path=str(state_path), error=str(error))
             if now is not None and report.outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED):
                 seen.remember(now.base_hash)
+                marks.accepted(now)
 
         reloader = Reloader(
             source=source,
@@ -205,6 +215,7 @@ async def _serve(
             crash_fn=crash_fn,
             companions={
                 "daemon.reload": functools.partial(reloader.run, poll_interval_s=settings.io.config_poll_interval_s),
+                "daemon.marks": marks.run,
                 "tuner.asked": functools.partial(_pass_on, campaign_asked, None if tuning is None else tuning.ask),
                 **({} if tuning is None else tuning.companions),
             },

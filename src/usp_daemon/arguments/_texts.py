@@ -175,10 +175,12 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "rollback": Command(
         "Take the last change of the configuration back, or go back to a former one.",
-        "The running service follows by itself. Former configurations and their hashes: `usp-daemon audit show`.",
+        "The running service follows by itself. Former configurations and their hashes: `usp-daemon audit show`; "
+        "epochs: `usp_config_epoch`, and `epoch_adopted` in the service's log.",
         (
             ("usp-daemon rollback", "takes the last change that stands back"),
             ("usp-daemon rollback --to 3f2a9c01", "the configuration under a hash of `audit show`, to the last byte"),
+            ("usp-daemon rollback --to 4", "the configuration that led to epoch 4"),
         ),
         _codes(
             OK="it is back, or was there already",
