@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import usp_daemon
 from usp_daemon.arguments import build_parser, completion_script
+from usp_daemon.early_signals import EndAtOnce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +52,9 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _of_config(parsed)
     if parsed.command in ("tune", "report"):
         return _tune_or_report(parsed)
+    if parsed.command == "run":
+        with EndAtOnce(EXIT_OK) as outside:
+            return _run(parsed, outside)
     return _run(parsed)
 
 
@@ -302,7 +306,7 @@ def _feed_or_tail(parsed: argparse.Namespace) -> int:
         undo_logs()
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(parsed: argparse.Namespace, outside: EndAtOnce | None = None) -> int:
     from rich.console import Console
 
     from usp_daemon.compute import ComputeError, DeviceUnavailableError
@@ -321,7 +325,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return code
 
     try:
-        ended = asyncio.run(_command(parsed, out, err))
+        ended = asyncio.run(_command(parsed, out, err, outside))
     except* ConfigError as group:
         return_code = fail(_only(group), EXIT_USAGE)
     except* DeviceUnavailableError as group:
@@ -349,13 +353,16 @@ def _run(parsed: argparse.Namespace) -> int:
     return return_code
 
 
-async def _command(parsed: argparse.Namespace, out: "Console", err: "Console") -> "ReplaySummary | int":
+async def _command(
+    parsed: argparse.Namespace, out: "Console", err: "Console", outside: EndAtOnce | None
+) -> "ReplaySummary | int":
     from usp_daemon import app
 
     if parsed.command == "run":
         from usp_daemon.daemon_app import run_daemon
 
-        return await run_daemon(parsed.config)
+        assert outside is not None
+        return await run_daemon(parsed.config, outside)
     if parsed.command == "demo" and parsed.serve:
         from usp_daemon.demo_status import serve_demo
 

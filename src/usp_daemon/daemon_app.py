@@ -30,6 +30,7 @@ from usp_daemon.config import (
     parse_settings,
 )
 from usp_daemon.daemon_status import StatusFacts, StatusObserver
+from usp_daemon.early_signals import EndAtOnce
 from usp_daemon.persistence import AbstractEpochLog, AbstractSnapshotStore, DirectoryEpochLog, DirectoryStore, Epoch
 from usp_daemon.service import (
     Daemon,
@@ -69,8 +70,8 @@ STOP_VARIABLE = "USP_STOP_AT"
 _LAST_RESORT_S = 5.0
 
 
-async def run_daemon(config: pathlib.Path | None) -> ExitCode:
-    """Run one replica until a signal ends it.
+async def run_daemon(config: pathlib.Path | None, outside: EndAtOnce) -> ExitCode:
+    """Run one replica until a signal ends it; ``outside`` answers signals before and afterwards.
 
     Raises ``ConfigError``, ``DeviceUnavailableError``, ``HttpServerError``, and, possibly in an exception group,
     ``TransportError`` when the broker cannot be reached at start or refuses for good, and ``ComputeError``.
@@ -88,7 +89,9 @@ async def run_daemon(config: pathlib.Path | None) -> ExitCode:
     reload_asked, campaign_asked = asyncio.Event(), asyncio.Event()
     try:
         with _signals(stop, settings, reload_asked, campaign_asked):
-            return await _serve(source, loaded, stop, reload_asked, campaign_asked)
+            outside.code = ExitCode.UNFINISHED
+            outside.code = await _serve(source, loaded, stop, reload_asked, campaign_asked)
+            return outside.code
     finally:
         undo_logs()
 
@@ -462,14 +465,20 @@ def _signals(
         _log.info("stop_requested", hurried=stop.requested.is_set())
         stop.stop()
 
-    loop.add_signal_handler(signal.SIGTERM, end)
-    loop.add_signal_handler(signal.SIGINT, end)
-    loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
-    loop.add_signal_handler(signal.SIGUSR1, campaign_asked.set)
+    handlers = {
+        signal.SIGTERM: end,
+        signal.SIGINT: end,
+        signal.SIGHUP: reload_asked.set,
+        signal.SIGUSR1: campaign_asked.set,
+    }
+    former = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in handlers:
             loop.remove_signal_handler(number)
+            signal.signal(number, former[number])
         for timer in last_resort:
             timer.cancel()
