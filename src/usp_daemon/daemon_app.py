@@ -114,6 +114,7 @@ async def _serve(
     named = [symbol for part in settings.telemetry.symbols.split(",") if (symbol := part.strip())]
     metrics = ServiceMetrics(registry, symbols=named, top_symbols=settings.telemetry.top_symbols)
     health = Health(stall_timeout_s=settings.service.stall_timeout_s)
+    metrics.show_readiness(lambda: health.readyz().ok)
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:
         board = Board(settings.http.status_symbols)

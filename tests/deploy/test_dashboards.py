@@ -191,6 +191,9 @@ class Rows:
         return np.full((4, WIDE[name]) if name in WIDE else 4, 0.25)
 
 
+SOURCE = {"symbol": "a", "partition": "0", "offset": "17"}
+
+
 class Exposed:
     """The service's metrics, driven through every hook from a thread as a busy replica would, and served."""
 
@@ -224,7 +227,7 @@ class Exposed:
                 metrics.record_snapshot(partition, 0.1, 10**6)
                 metrics.record_commit(
                     partition, num_predictions=20, record_timestamps_ns=[now_ns - 10**8] * 20, alarm_kinds=[1, 2],
-                    refused_reasons=[1], dead_letters={"not_json": 1}, rows=[Rows(turn)],
+                    refused_reasons=[1], dead_letters={"not_json": 1}, rows=[Rows(turn)], alarm_sources=[SOURCE] * 2,
                 )  # fmt: skip
             metrics.record_poll(0.05, dict.fromkeys(partitions, 20))
             for stage in Stage:
@@ -263,6 +266,8 @@ def test_every_query_finds_something_and_an_alert_comes_and_goes(make_prometheus
         exposed.server, _ = start_http_server(exposed.port, addr="127.0.0.1", registry=exposed.registry)
         prometheus.until(lambda: "UspDaemonDown" not in prometheus.firing(), "UspDaemonDown clears")
         assert_all_find_something(prometheus, dashboards, began)
+        kept = prometheus.api("query_exemplars", query="usp_alarms_published_total", start=began, end=time.time())
+        assert kept and all(one["labels"] == SOURCE for series in kept for one in series["exemplars"])
         unhealthy = [r for g in prometheus.api("rules")["groups"] for r in g["rules"] if r["health"] != "ok"]
         assert not unhealthy
     finally:
