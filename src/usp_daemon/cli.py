@@ -6,7 +6,6 @@ numerical libraries.
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import usp_daemon
 from usp_daemon.arguments import build_parser, completion_script
 from usp_daemon.early_signals import EndAtOnce
+from usp_daemon.versions import versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # The same as usp_daemon.app.ExitCode, whose import would bring the numerical libraries with it.
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INPUT, EXIT_BROKER, EXIT_INTERRUPTED = 0, 1, 2, 3, 69, 130
-_PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "aiokafka", "optuna")
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -73,16 +72,11 @@ def main() -> None:
 
 
 def _version(*, as_json: bool) -> int:
-    versions: dict[str, str | None] = {"usp-daemon": usp_daemon.__version__, "python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+    found: dict[str, str | None] = {"usp-daemon": usp_daemon.__version__, **versions()}
     if as_json:
-        print(json.dumps(versions, indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        print("\n".join(f"{name} {version or 'is missing'}" for name, version in versions.items()))
+        print("\n".join(f"{name} {version or 'is missing'}" for name, version in found.items()))
     return EXIT_OK
 
 
