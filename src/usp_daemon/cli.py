@@ -267,8 +267,9 @@ def _feed_or_tail(parsed: argparse.Namespace) -> int:
                 count=parsed.count,
                 as_json=parsed.json,
                 colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+                wait=parsed.wait,
             )
-            asyncio.run(feed_commands.tail(options, write))
+            asyncio.run(feed_commands.tail(options, write, lambda text: print(text, file=sys.stderr, flush=True)))
             return EXIT_OK
         feeding = feed_commands.FeedOptions(
             files=parsed.files,
