@@ -480,6 +480,6 @@ def _signals(
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
-            signal.signal(number, former[number])
+            signal.signal(number, former[number] or signal.SIG_DFL)  # None: one that Python does not know
         for timer in last_resort:
             timer.cancel()
