@@ -335,6 +335,42 @@ class PredictorMetrics:
             return
         together = _Together(pending)
         self._distribute(together)
+        self._count(together)
+        found = []
+        for partition, part, symbols in together.parts:
+            rows = self._activity.rows_of(partition, symbols)
+            names = self._activity.names(partition)
+            memory = self._memories.setdefault(partition, _Memory())
+            memory.hold(len(names))
+            order = np.argsort(rows, kind="stable")
+            by_symbol = _BySymbol(part.start + order, rows[order])
+            self._score(memory, by_symbol, together)
+            self._follow(memory, by_symbol, together)
+            if self._top:
+                self._activity.count(partition, rows)
+            found.append((names, by_symbol))
+        if self._top:
+            self._rank(len(together.values))
+        if self._chosen:
+            self._show(found, together)
+
+    def _show(self, found: Sequence[tuple[Sequence[str], "_BySymbol"]], together: "_Together") -> None:
+        """Bring the series of chosen symbols up to date; ``found`` has each partition's names and rows."""
+        latest: dict[str, int] = {}
+        alarms: collections.Counter[str] = collections.Counter()
+        alarmed = np.asarray(together.column("alarm_kind")) != 0
+        for names, by_symbol in found:
+            last = by_symbol.is_last
+            rows: list[int] = by_symbol.rows[last].tolist()
+            for row, position in zip(rows, by_symbol.order[last].tolist(), strict=True):
+                if names[row] in self._chosen:
+                    latest[names[row]] = position
+            rows = by_symbol.rows[alarmed[by_symbol.order]].tolist()
+            alarms.update(names[row] for row in rows)
+        if latest:
+            self._board.update(latest, together.values, together.column, alarms)
+
+    def _count(self, together: "_Together") -> None:
         _count_values(self._modes, together.column("mode"), MODE_LABELS)
         _count_values(self._tiers, together.column("dgm_tier"), TIERS)
         _count_values(self._schemes, together.column("solver_scheme"), SOLVER_SCHEMES)
@@ -342,37 +378,9 @@ class PredictorMetrics:
             if count := int(np.count_nonzero(together.column(column))):
                 self._flags.add(flag, count)
         self._in_grace.inc(int(np.count_nonzero(together.column("grace_counter"))))
-        reasons = np.asarray(together.column("gate_reasons"), np.int64)
-        count_bits(self._marked, reasons >> len(GATE_REASON_LABELS) - len(PASSING_REASONS), PASSING_REASONS)
-        count_bits(self._incidents, np.asarray(together.column("result_code"), np.int64) & ~_NO_INCIDENT, _INCIDENTS)
-        latest: dict[str, int] = {}
-        alarms: collections.Counter[str] = collections.Counter()
-        alarmed = np.asarray(together.column("alarm_kind")) != 0
-        found = []
-        for partition, part, symbols in together.parts:
-            rows = self._activity.rows_of(partition, symbols)
-            names = self._activity.names(partition)
-            memory = self._memories.setdefault(partition, _Memory())
-            memory.hold(len(names))
-            order = part.start + np.argsort(rows, kind="stable")
-            by_symbol = _BySymbol(order, rows[order - part.start])
-            self._score(memory, by_symbol, together)
-            self._follow(memory, by_symbol, together, reasons)
-            if self._top:
-                self._activity.count(partition, rows)
-            found.append((names, by_symbol, rows[alarmed[part]]))
-        if self._top:
-            self._rank(len(together.values))
-        if not self._chosen:
-            return
-        for names, by_symbol, alarmed_rows in found:
-            last = by_symbol.is_last
-            for row, position in zip(by_symbol.rows[last].tolist(), by_symbol.order[last].tolist(), strict=True):
-                if names[row] in self._chosen:
-                    latest[names[row]] = position
-            alarms.update(names[row] for row in alarmed_rows.tolist())
-        if latest:
-            self._board.update(latest, together.values, together.column, alarms)
+        passing = together.bits("gate_reasons") >> len(GATE_REASON_LABELS) - len(PASSING_REASONS)
+        count_bits(self._marked, passing, PASSING_REASONS)
+        count_bits(self._incidents, together.bits("result_code") & ~_NO_INCIDENT, _INCIDENTS)
 
     def _distribute(self, together: "_Together") -> None:
         """Refused ticks are left out, for they have no step; and the transport is of those that it was solved for."""
@@ -424,16 +432,14 @@ class PredictorMetrics:
         if value.size:
             observe_rows([self._error_ratio], errors[:1])
 
-    def _follow(
-        self, memory: _Memory, by_symbol: "_BySymbol", together: "_Together", reasons: NDArray[np.int64]
-    ) -> None:
+    def _follow(self, memory: _Memory, by_symbol: "_BySymbol", together: "_Together") -> None:
         """Keep the last state of every symbol, and count those that have just been degraded."""
         order, rows = by_symbol.order, by_symbol.rows
         degraded = np.asarray(together.column("degraded_inference_mode"), bool)[order]
         before = np.empty_like(degraded)
         before[1:] = degraded[:-1]
         before[by_symbol.is_first] = memory.was_degraded[rows[by_symbol.is_first]]
-        begun = reasons[order[degraded & ~before]]
+        begun = together.bits("gate_reasons")[order[degraded & ~before]]
         count_bits(self._degraded, _packed(begun, _DEGRADING_BITS), DEGRADING_REASONS)
         last = by_symbol.is_last
         memory.was_degraded[rows[last]] = degraded[last]
@@ -484,6 +490,10 @@ class _Together:
             parts = [rows.column(name) for rows in self._rows]
             found = self._columns[name] = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
         return found
+
+    def bits(self, name: str) -> NDArray[np.int64]:
+        """A quantity that is a set of bits."""
+        return np.asarray(self.column(name), np.int64)
 
 
 class _BySymbol:
