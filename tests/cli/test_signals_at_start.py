@@ -23,6 +23,8 @@ SETTINGS = {
     "USP_SERVICE__SHUTDOWN_TIMEOUT_S": "10",
     "USP_TUNING__MODE": "off",
 }
+# As a shell without job control does with what it starts by "&".
+IGNORING = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
 # What shows that the start has come so far: a library in the process's memory, or words in its log.
 MOMENTS = {
     "the numerical libraries begin to be imported": "numpy/",
@@ -39,10 +41,8 @@ class Start:
         environment = os.environ | SETTINGS | {"USP_KAFKA__BOOTSTRAP_SERVERS": servers}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "usp_daemon.cli", "run"],
+                [*(IGNORING if ignored else ()), sys.executable, "-m", "usp_daemon.cli", "run"],
                 cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                # as a shell without job control does for what it starts with "&"
-                preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
             )  # fmt: skip
 
     def reach(self, sign: str, limit_s: float = LIMIT_S) -> None:
