@@ -6,7 +6,6 @@ numerical libraries.
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import usp_daemon
 from usp_daemon.arguments import build_parser, completion_script
+from usp_daemon.early_signals import EndAtOnce
+from usp_daemon.versions import versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # The same as usp_daemon.app.ExitCode, whose import would bring the numerical libraries with it.
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INPUT, EXIT_BROKER, EXIT_INTERRUPTED = 0, 1, 2, 3, 69, 130
-_PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "aiokafka", "optuna")
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +51,9 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _of_config(parsed)
     if parsed.command in ("tune", "report"):
         return _tune_or_report(parsed)
+    if parsed.command == "run":
+        with EndAtOnce(EXIT_OK) as outside:
+            return _run(parsed, outside)
     return _run(parsed)
 
 
@@ -69,16 +72,11 @@ def main() -> None:
 
 
 def _version(*, as_json: bool) -> int:
-    versions: dict[str, str | None] = {"usp-daemon": usp_daemon.__version__, "python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+    found: dict[str, str | None] = {"usp-daemon": usp_daemon.__version__, **versions()}
     if as_json:
-        print(json.dumps(versions, indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        print("\n".join(f"{name} {version or 'is missing'}" for name, version in versions.items()))
+        print("\n".join(f"{name} {version or 'is missing'}" for name, version in found.items()))
     return EXIT_OK
 
 
@@ -269,8 +267,9 @@ def _feed_or_tail(parsed: argparse.Namespace) -> int:
                 count=parsed.count,
                 as_json=parsed.json,
                 colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+                wait=parsed.wait,
             )
-            asyncio.run(feed_commands.tail(options, write))
+            asyncio.run(feed_commands.tail(options, write, lambda text: print(text, file=sys.stderr, flush=True)))
             return EXIT_OK
         feeding = feed_commands.FeedOptions(
             files=parsed.files,
@@ -302,7 +301,7 @@ def _feed_or_tail(parsed: argparse.Namespace) -> int:
         undo_logs()
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(parsed: argparse.Namespace, outside: EndAtOnce | None = None) -> int:
     from rich.console import Console
 
     from usp_daemon.compute import ComputeError, DeviceUnavailableError
@@ -321,7 +320,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return code
 
     try:
-        ended = asyncio.run(_command(parsed, out, err))
+        ended = asyncio.run(_command(parsed, out, err, outside))
     except* ConfigError as group:
         return_code = fail(_only(group), EXIT_USAGE)
     except* DeviceUnavailableError as group:
@@ -349,13 +348,16 @@ def _run(parsed: argparse.Namespace) -> int:
     return return_code
 
 
-async def _command(parsed: argparse.Namespace, out: "Console", err: "Console") -> "ReplaySummary | int":
+async def _command(
+    parsed: argparse.Namespace, out: "Console", err: "Console", outside: EndAtOnce | None
+) -> "ReplaySummary | int":
     from usp_daemon import app
 
     if parsed.command == "run":
         from usp_daemon.daemon_app import run_daemon
 
-        return await run_daemon(parsed.config)
+        assert outside is not None
+        return await run_daemon(parsed.config, outside)
     if parsed.command == "demo" and parsed.serve:
         from usp_daemon.demo_status import serve_demo
 

@@ -18,6 +18,7 @@ from usp_daemon.compute import StartReport, StateKey, Worker, predictor_config
 from usp_daemon.config import (
     SPECS,
     ConfigError,
+    ConfigMutator,
     ConfigSource,
     LoadedConfig,
     ReloadOutcome,
@@ -29,11 +30,13 @@ from usp_daemon.config import (
     parse_settings,
 )
 from usp_daemon.daemon_status import StatusFacts, StatusObserver
+from usp_daemon.early_signals import EndAtOnce
 from usp_daemon.persistence import AbstractEpochLog, AbstractSnapshotStore, DirectoryEpochLog, DirectoryStore, Epoch
 from usp_daemon.service import (
     Daemon,
     DaemonOptions,
     EpochBook,
+    EpochMarks,
     Observer,
     Observers,
     Outcome,
@@ -67,8 +70,8 @@ STOP_VARIABLE = "USP_STOP_AT"
 _LAST_RESORT_S = 5.0
 
 
-async def run_daemon(config: pathlib.Path | None) -> ExitCode:
-    """Run one replica until a signal ends it.
+async def run_daemon(config: pathlib.Path | None, outside: EndAtOnce) -> ExitCode:
+    """Run one replica until a signal ends it; ``outside`` answers signals before and afterwards.
 
     Raises ``ConfigError``, ``DeviceUnavailableError``, ``HttpServerError``, and, possibly in an exception group,
     ``TransportError`` when the broker cannot be reached at start or refuses for good, and ``ComputeError``.
@@ -86,7 +89,9 @@ async def run_daemon(config: pathlib.Path | None) -> ExitCode:
     reload_asked, campaign_asked = asyncio.Event(), asyncio.Event()
     try:
         with _signals(stop, settings, reload_asked, campaign_asked):
-            return await _serve(source, loaded, stop, reload_asked, campaign_asked)
+            outside.code = ExitCode.UNFINISHED
+            outside.code = await _serve(source, loaded, stop, reload_asked, campaign_asked)
+            return outside.code
     finally:
         undo_logs()
 
@@ -109,6 +114,7 @@ async def _serve(
     named = [symbol for part in settings.telemetry.symbols.split(",") if (symbol := part.strip())]
     metrics = ServiceMetrics(registry, symbols=named, top_symbols=settings.telemetry.top_symbols)
     health = Health(stall_timeout_s=settings.service.stall_timeout_s)
+    metrics.show_readiness(lambda: health.readyz().ok)
     crash_fn = crash_points(os.environ)
     async with contextlib.AsyncExitStack() as stack:
         board = Board(settings.http.status_symbols)
@@ -145,12 +151,18 @@ async def _serve(
             return ExitCode.OK
         for warning in warnings:
             _log.warning("topics_warning", text=warning)
+        marks = EpochMarks(ConfigMutator(source, settings=settings, who=instance_name(settings)).mark_epoch)
+
+        def adopted(epoch: ProgramEpoch) -> None:
+            observer.epoch_adopted(epoch)
+            marks.adopted(epoch)
+
         epochs = EpochBook(
             _epoch_log(settings),
             functools.partial(make_epoch, worker, observer),
             instance=instance_name(settings),
             now_ns_fn=time.time_ns,
-            adopted_fn=observer.epoch_adopted,
+            adopted_fn=adopted,
         )
         stack.push_async_callback(epochs.close)
         seen = SeenBase(state_path)
@@ -161,6 +173,7 @@ async def _serve(
         if await _unless_stopped(first, stop) is None:
             return ExitCode.OK
         seen.remember(loaded.base_hash)
+        marks.accepted(loaded)
 
         def reported(report: ReloadReport, now: LoadedConfig | None) -> None:
             observer.reloaded(report.outcome.value, report.seconds)
@@ -171,6 +184,7 @@ async def _serve(
                 _log.warning("state_not_written", path=str(state_path), error=str(error))
             if now is not None and report.outcome in (ReloadOutcome.APPLIED, ReloadOutcome.UNCHANGED):
                 seen.remember(now.base_hash)
+                marks.accepted(now)
 
         reloader = Reloader(
             source=source,
@@ -205,6 +219,7 @@ async def _serve(
             crash_fn=crash_fn,
             companions={
                 "daemon.reload": functools.partial(reloader.run, poll_interval_s=settings.io.config_poll_interval_s),
+                "daemon.marks": marks.run,
                 "tuner.asked": functools.partial(_pass_on, campaign_asked, None if tuning is None else tuning.ask),
                 **({} if tuning is None else tuning.companions),
             },
@@ -451,14 +466,20 @@ def _signals(
         _log.info("stop_requested", hurried=stop.requested.is_set())
         stop.stop()
 
-    loop.add_signal_handler(signal.SIGTERM, end)
-    loop.add_signal_handler(signal.SIGINT, end)
-    loop.add_signal_handler(signal.SIGHUP, reload_asked.set)
-    loop.add_signal_handler(signal.SIGUSR1, campaign_asked.set)
+    handlers = {
+        signal.SIGTERM: end,
+        signal.SIGINT: end,
+        signal.SIGHUP: reload_asked.set,
+        signal.SIGUSR1: campaign_asked.set,
+    }
+    former = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in handlers:
             loop.remove_signal_handler(number)
+            signal.signal(number, former[number] or signal.SIG_DFL)  # None: one that Python does not know
         for timer in last_resort:
             timer.cancel()

@@ -1,7 +1,5 @@
 """What the service tells the status page: observer calls for the board, and the facts beside it."""
 
-import importlib.metadata
-import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +11,9 @@ from usp_daemon.status import Board, Config, Facts, Reload, Service, Tuner
 from usp_daemon.status import Change as ShownChange
 from usp_daemon.status import Health as HealthFacts
 from usp_daemon.telemetry import Health, PartitionState, Verdict
+from usp_daemon.versions import present_versions
 from usp_daemon.wire import TopicPartition
 
-_PACKAGES = ("jax", "numpy", "aiokafka", "optuna")
 # user:password@ in an address, whatever key it stands under
 _CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")
 
@@ -85,7 +83,7 @@ class StatusFacts(Observer):
             instance=instance,
             group=settings.kafka.group,
             version=usp_daemon.__version__,
-            versions=versions(),
+            versions=present_versions(),
             started_ns=int(self._started_s * 1e9),
         )
         self._config: Config | None = None
@@ -122,17 +120,6 @@ class StatusFacts(Observer):
             config=self._config,
             tuner=self.tuner_fn(),
         )
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that are there."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def health_facts(live: Verdict, ready: Verdict) -> HealthFacts:

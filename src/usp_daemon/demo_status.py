@@ -12,11 +12,12 @@ from rich.console import Console
 import usp_daemon
 from usp_daemon.app import ExitCode, PredictorFactory, ReplaySummary, Watching, demo, started_worker
 from usp_daemon.config import Settings, load_settings
-from usp_daemon.daemon_status import changes_to_defaults, health_facts, versions
+from usp_daemon.daemon_status import changes_to_defaults, health_facts
 from usp_daemon.demo import DEMO_SERIES
 from usp_daemon.service import Answer, RatePacer
 from usp_daemon.status import PAGE_PATH, Board, Config, Facts, Service, status_routes
 from usp_daemon.telemetry import Health, HttpServer, PartitionState, new_registry, telemetry_routes
+from usp_daemon.versions import present_versions
 from usp_daemon.wire import TopicPartition
 
 TICKS_PER_S = 120.0
@@ -79,7 +80,7 @@ class _Shown:
             instance="demo",
             group="",
             version=usp_daemon.__version__,
-            versions=versions(),
+            versions=present_versions(),
             started_ns=int(self._started_s * 1e9),
         )
         self._config = Config(

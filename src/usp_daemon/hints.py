@@ -23,5 +23,8 @@ _BY_WORDS = (
     ("http.port", "another process listens there; choose another: USP_HTTP__PORT=9109 usp-daemon run"),
     ("no daemon has said", "is `usp-daemon run` running here, with the same configuration?"),
     ("no change that still stands", "`usp-daemon audit show` lists what was changed"),
-    ("no configuration under", "`usp-daemon audit show` lists hashes and epochs"),
+    (
+        "no configuration under",
+        "`usp-daemon audit show` lists hashes; the service's log has its epochs (epoch_adopted)",
+    ),
 )

@@ -65,18 +65,31 @@ def test_tests_run_on_what_is_pinned() -> None:
             assert requirement.specifier.contains(installed, prereleases=True), f"{requirement}, not {installed}"
 
 
-def test_every_import_is_a_declared_requirement() -> None:
+# Folders, the extras that their imports may come from, and two modules that show that anything was found.
+IMPORTING = [
+    (("src",), (), {"jax", "equinox"}),
+    (("tests", "benchmarks", "deploy", "scripts"), ("test", "dev", "docs"), {"pytest", "yaml"}),
+]
+
+
+@pytest.mark.parametrize(("folders", "extras", "expected"), IMPORTING, ids=lambda value: str(value)[:20])
+def test_every_import_is_a_declared_requirement(
+    folders: tuple[str, ...], extras: tuple[str, ...], expected: set[str]
+) -> None:
+    """A package that only another one's requirements bring goes when that one does."""
     imported: dict[str, Path] = {}
-    for path in (ROOT / "src").rglob("*.py"):
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0]: path for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 imported[node.module.partition(".")[0]] = path
     foreign = imported.keys() - sys.stdlib_module_names - {"usp_daemon"}
-    assert {"jax", "equinox"} <= foreign
+    assert expected <= foreign
     distributions = importlib.metadata.packages_distributions()
-    known = {canonicalize_name(requirement.name) for requirement in declared()}
+    known = {canonicalize_name(requirement.name) for requirement in declared(*extras)}
     for module in foreign:
         names = {canonicalize_name(name) for name in distributions.get(module, [])}
-        assert names & known, f"{imported[module]} imports {module}, which pyproject.toml does not list"
+        # tests also import each other's helpers, which are no distribution's
+        if names or "src" in folders:
+            assert names & known, f"{imported[module]} imports {module}, which pyproject.toml does not list"

@@ -128,6 +128,22 @@ def test_versions_as_json(capsys):
     assert capsys.readouterr().out.splitlines() == [f"{name} {value}" for name, value in versions.items()]
 
 
+def test_the_status_page_names_the_versions_that_the_command_prints(capsys, monkeypatch):
+    from usp_daemon import versions as module
+    from usp_daemon.config import load_settings
+    from usp_daemon.daemon_status import StatusFacts
+    from usp_daemon.telemetry import Health
+
+    monkeypatch.setattr(module, "_PACKAGES", ("numpy", "not-installed"))
+    cli.run_command(["version", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("usp-daemon") and printed.pop("not-installed") is None
+    facts = StatusFacts(load_settings(None, environ={}), Health(stall_timeout_s=1.0), instance="i")
+    assert facts.service.versions == printed
+    cli.run_command(["version"])
+    assert "not-installed is missing" in capsys.readouterr().out
+
+
 def test_check_config_as_json(tmp_path, capsys):
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text("[orchestration]\ncusum_k = 0.7\n")

@@ -405,6 +405,27 @@ def test_rollback_to_a_former_configuration(world, which):
     assert world.settings().orchestration.cusum_k == 0.7
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_marks_do_not_push_changes_out_of_the_history(tmp_path, keep):
+    world = World(tmp_path, f"[orchestration]\ncusum_k = 0.5\n[io]\nconfig_backups_keep = {keep}\n")
+    world.mutator().apply({K: 0.6}, trigger="test")
+    for number in range(1, 10):
+        world.mutator().mark_epoch(number)
+    assert len(world.mutator().history.entries()) == 1 + keep
+    world.mutator().rollback()
+    assert world.settings().orchestration.cusum_k == 0.5
+
+
+def test_a_hash_means_a_change_even_where_an_epoch_has_the_same_settings(tmp_path):
+    world = World(tmp_path, "[orchestration]\ncusum_k = 0.5\n")
+    changed = world.mutator().apply({K: 0.6}, trigger="test")
+    made = world.file.read_bytes()
+    world.file.write_bytes(made + b"# a remark\n")
+    world.mutator().mark_epoch(2)
+    world.mutator().rollback(changed.hash_after[:12])
+    assert world.file.read_bytes() == made
+
+
 @pytest.mark.parametrize("damage", ["half of it is rubbish", "nothing is left"])
 def test_rollback_heals_a_file_that_is_broken(world, damage):
     mutation = apply(world, {K: 0.6})

@@ -65,6 +65,7 @@ class Prometheus:
                     f"--config.file={self.directory / 'prometheus.yml'}",
                     f"--storage.tsdb.path={self.directory / 'data'}",
                     f"--web.listen-address={self.address}",
+                    *_features(root),
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
@@ -108,6 +109,12 @@ class Prometheus:
     def stop(self):
         self.process.terminate()
         self.process.wait(30)
+
+
+def _features(root):
+    """Those with which the compose file starts it."""
+    services = yaml.safe_load((root / "deploy/compose.yaml").read_text("utf-8"))["services"]
+    return [word for word in services["prometheus"]["command"] if word.startswith("--enable-feature=")]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Dashboards are what their code makes, keep to the rules of the house, and every query in them finds something."""
 
+import asyncio
+import copy
 import dataclasses
 import json
 import os
@@ -82,6 +84,78 @@ def test_head(dashboards, name):
     assert {a["name"] for a in given["annotations"]["list"]} == {
         "Regime alarms", "Configuration epochs", "Firing alerts",
     }  # fmt: skip
+
+
+def defects(given):
+    """What keeps a document from being a dashboard that Grafana 11 imports and shows as it is, in words."""
+    found = [
+        f"no {key}" for key in ("uid", "title", "schemaVersion", "time", "templating", "panels") if not given.get(key)
+    ]
+    if not isinstance(given.get("schemaVersion"), int) or given["schemaVersion"] < 36:
+        found.append("a schema that Grafana 11 would have to migrate")
+    numbers, taken = set(), {}
+    for panel in given.get("panels", ()):
+        title = panel.get("title", "a panel")
+        found += [f"{title}: no {key}" for key in ("id", "type", "title", "gridPos") if not panel.get(key)]
+        if panel.get("id") in numbers:
+            found.append(f"{title}: its id is another's")
+        numbers.add(panel.get("id"))
+        if panel.get("type") == "row":
+            if panel.get("collapsed") or panel.get("panels"):
+                found.append(f"{title}: a folded row hides its panels from these tests")
+        else:
+            found += [f"{title}: no {key}" for key in ("datasource", "targets") if not panel.get(key)]
+            names = [target.get("refId") for target in panel.get("targets", ())]
+            if len(set(names)) != len(names) or None in names:
+                found.append(f"{title}: refIds {names}")
+            found += [f"{title}: a query without text" for target in panel.get("targets", ()) if not target.get("expr")]
+        place = panel.get("gridPos", {})
+        if set(place) >= set("xywh"):
+            if not (
+                place["x"] >= 0 and place["x"] + place["w"] <= 24 and place["y"] >= 0 and place["w"] * place["h"] > 0
+            ):
+                found.append(f"{title}: {place} is not on the grid")
+            for x in range(place["x"], place["x"] + place["w"]):
+                for y in range(place["y"], place["y"] + place["h"]):
+                    if taken.setdefault((x, y), title) != title:
+                        found.append(f"{title}: lies over {taken[x, y]}")
+        else:
+            found.append(f"{title}: gridPos {place}")
+    variables = [variable["name"] for variable in given.get("templating", {}).get("list", ())]
+    if len(set(variables)) != len(variables):
+        found.append(f"variables {variables}")
+    used = set(re.findall(r"\$\{?([A-Za-z_]\w*)", json.dumps({**given, "links": []})))
+    built_in = {name for name in used if name.startswith("__")}
+    if built_in - {"__rate_interval"}:
+        found.append(f"built-in variables {built_in}")
+    found += [f"no variable {name}" for name in sorted(used - built_in - set(variables))]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grafana_finds_every_key_that_it_needs(dashboards, name):
+    assert defects(dashboards[f"usp-{name}"]) == []
+
+
+@pytest.mark.parametrize(
+    ("break_fn", "words"),
+    [
+        (lambda given: given.pop("uid"), "no uid"),
+        (lambda given: given.pop("schemaVersion"), "no schemaVersion"),
+        (lambda given: given["panels"][1].pop("gridPos"), "no gridPos"),
+        (lambda given: given["panels"][1].pop("targets"), "no targets"),
+        (lambda given: given["panels"][1].pop("datasource"), "no datasource"),
+        (lambda given: given["panels"][2].update(id=given["panels"][1]["id"]), "its id is another's"),
+        (lambda given: given["panels"][2].update(gridPos=given["panels"][1]["gridPos"]), "lies over"),
+        (lambda given: given["panels"][1]["gridPos"].update(x=23), "is not on the grid"),
+        (lambda given: given["templating"]["list"].pop(1), "no variable job"),
+        (lambda given: given["panels"][1]["targets"][0].update(expr="up{a='$nowhere'}"), "no variable nowhere"),
+    ],
+)
+def test_a_defect_is_found(dashboards, break_fn, words):
+    given = copy.deepcopy(dashboards["usp-overview"])
+    break_fn(given)
+    assert any(words in defect for defect in defects(given))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,6 +265,9 @@ class Rows:
         return np.full((4, WIDE[name]) if name in WIDE else 4, 0.25)
 
 
+SOURCE = {"symbol": "a", "partition": "0", "offset": "17"}
+
+
 class Exposed:
     """The service's metrics, driven through every hook from a thread as a busy replica would, and served."""
 
@@ -224,7 +301,7 @@ class Exposed:
                 metrics.record_snapshot(partition, 0.1, 10**6)
                 metrics.record_commit(
                     partition, num_predictions=20, record_timestamps_ns=[now_ns - 10**8] * 20, alarm_kinds=[1, 2],
-                    refused_reasons=[1], dead_letters={"not_json": 1}, rows=[Rows(turn)],
+                    refused_reasons=[1], dead_letters={"not_json": 1}, rows=[Rows(turn)], alarm_sources=[SOURCE] * 2,
                 )  # fmt: skip
             metrics.record_poll(0.05, dict.fromkeys(partitions, 20))
             for stage in Stage:
@@ -263,10 +340,15 @@ def test_every_query_finds_something_and_an_alert_comes_and_goes(make_prometheus
         exposed.server, _ = start_http_server(exposed.port, addr="127.0.0.1", registry=exposed.registry)
         prometheus.until(lambda: "UspDaemonDown" not in prometheus.firing(), "UspDaemonDown clears")
         assert_all_find_something(prometheus, dashboards, began)
+        kept = prometheus.api("query_exemplars", query="usp_alarms_published_total", start=began, end=time.time())
+        assert kept and all(one["labels"] == SOURCE for series in kept for one in series["exemplars"])
         unhealthy = [r for g in prometheus.api("rules")["groups"] for r in g["rules"] if r["health"] != "ok"]
         assert not unhealthy
     finally:
         exposed.close()
+
+
+NUM_BUNDLED = 9_000  # of six series, past the first changes of regime in some
 
 
 @pytest.mark.long
@@ -274,7 +356,9 @@ def test_every_query_finds_something_and_an_alert_comes_and_goes(make_prometheus
 async def test_the_daemon_itself_fills_the_dashboards_and_is_missed(
     make_prometheus, dashboards, kafka_bootstrap_servers, topic_name, tmp_path
 ):
-    """``usp-daemon run`` on a real broker: rubbish, alarms, snapshots, a change of settings; then it is killed."""
+    """``usp-daemon run`` on a real broker with the bundled series and some rubbish, snapshots, a change of settings;
+    then it is killed.
+    """
     from chaos import service_process as chaos
 
     prefix, began = topic_name(), time.time()
@@ -286,11 +370,20 @@ async def test_the_daemon_itself_fills_the_dashboards_and_is_missed(
     prometheus = make_prometheus(f"127.0.0.1:{replica.port}", UspDaemonDown="1s")
     try:
         assert await replica.start().wait_ready(holding=chaos.NUM_PARTITIONS), replica.tail()
-        ticks = list(chaos.seeded_ticks(7, 3000))
-        await chaos.produce(kafka_bootstrap_servers, f"{prefix}.ticks", ticks[:1500], per_second=300)
+        feeding = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "usp_daemon.cli", "feed", "--rate", "400", "--count", str(NUM_BUNDLED)),
+            cwd=tmp_path, env=os.environ | replica.environment, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        rubbish = [(number % 4, b"x", value, None) for number, value in enumerate(chaos.RUBBISH)]
+        await chaos.produce(kafka_bootstrap_servers, f"{prefix}.ticks", rubbish)
+        prometheus.until(
+            lambda: (prometheus.value("sum(usp_predictions_published_total)") or 0) > NUM_BUNDLED / 3,
+            "a third is answered",
+        )
         config.write_text("[orchestration]\ncusum_k = 0.4\n", "utf-8")
         os.kill(replica.process.pid, signal.SIGHUP)
-        await chaos.produce(kafka_bootstrap_servers, f"{prefix}.ticks", ticks[1500:], per_second=300)
+        _, said = await feeding.communicate()
+        assert (feeding.returncode, b"of 6 symbols" in said) == (0, True), said
         await chaos.wait_answered(kafka_bootstrap_servers, replica)
         prometheus.until(lambda: prometheus.value("sum(usp_dead_letters_published_total)"), "dead letters are scraped")
         assert prometheus.value("sum(usp_alarms_published_total)") > 0

@@ -269,7 +269,32 @@ async def test_tail_ends_when_nobody_reads_it(command: Command) -> None:
 
 
 def test_missing_topics_are_named(command: Command) -> None:
-    done = command.run("tail", code=69)
+    done = command.run("tail", "--no-wait", code=69)
     for name in ("predictions", "alarms", "dead_letters"):
         assert command.topics[name] in done.stderr
     assert "usp-daemon run" in done.stderr
+
+
+async def test_tail_waits_for_topics_that_are_not_there_and_misses_nothing_in_them(command: Command) -> None:
+    await create_topic(command.servers, command.topics["alarms"], PARTITIONS)
+    await publish(command, "alarms", [(b"old", {"number": -1})])  # before it began: not asked for
+    process = command.start("tail", "--json", "--count", 2)
+    assert process.stderr is not None
+    said = await asyncio.to_thread(process.stderr.readline)
+    assert said.startswith("waiting for topics") and "--no-wait" in said
+    assert command.topics["predictions"] in said and command.topics["alarms"] not in said
+    for name in ("predictions", "dead_letters"):  # one after the other, and something in each at once
+        await create_topic(command.servers, command.topics[name], PARTITIONS)
+        await publish(command, name, [(b"new", {"number": 1})])
+    output, errors = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
+    assert (process.returncode, errors) == (0, "")  # said once
+    assert [json.loads(line) for line in output.splitlines()] == [{"number": 1}, {"number": 1}]
+
+
+async def test_a_tail_that_waits_ends_at_a_signal(command: Command) -> None:
+    process = command.start("tail")
+    assert process.stderr is not None
+    await asyncio.to_thread(process.stderr.readline)
+    process.send_signal(signal.SIGTERM)
+    output, errors = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
+    assert (process.returncode, output, errors) == (0, "", "")

@@ -278,6 +278,7 @@ async def test_it_stands_still_while_lag_is_high_at_low_priority_and_ends_with_t
     running, pid, progress = await started(tmp_path, seconds=0.3, lag_fn=lambda: lag[0])
     await until(lambda: progress)
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    assert os.getsid(pid) != os.getsid(0)  # Ctrl-C in the daemon's terminal does not reach it
     lag[0] = 60.0
     await until(lambda: state_of(pid) == "T")
     count, used = len(progress), cpu_seconds(pid)

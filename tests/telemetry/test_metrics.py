@@ -255,8 +255,9 @@ def report_everything(metrics: ServiceMetrics, partition: TopicPartition) -> Non
         alarm_kinds=[1],
         refused_reasons=[1],
         dead_letters={"not_json": 1},
-        rows=[random_rows(["a"] * 50)],
+        rows=[random_rows(["a"] * 50, grace_counter=[2] * 50)],
     )
+    metrics.show_readiness(lambda: True)
     metrics.record_transaction(TransactionOutcome.COMMITTED)
     metrics.record_producer_reset(ResetReason.OUTCOME_UNKNOWN)
     metrics.record_rebalance(RebalanceKind.LOST)

@@ -1,5 +1,6 @@
 """Metrics of the predictor against a count one row at a time, however the stream is cut into batches."""
 
+import collections
 import math
 from typing import Any
 
@@ -108,20 +109,116 @@ def test_counts_by_value_and_by_bit(registry: CollectorRegistry, scrape: Scrape)
     assert count("usp_predictions_by_solver_scheme_total", scheme="implicit") == np.sum(columns["solver_scheme"] == 2)
 
 
-def test_distributions_hold_every_row(registry: CollectorRegistry, scrape: Scrape) -> None:
+def test_distributions_hold_every_accepted_row(registry: CollectorRegistry, scrape: Scrape) -> None:
     rows = random_rows([f"s{number % 50}" for number in range(NUM_TICKS)], seed=4)
     told(made(registry), rows)
-    found = scrape()
-    for name, column in (("usp_sinkhorn_epsilon", "sinkhorn_epsilon"), ("usp_kurtosis", "kurtosis")):
-        assert found[f"{name}_count", frozenset()] == NUM_TICKS
-        assert found[f"{name}_sum", frozenset()] == pytest.approx(float(rows.columns[column].sum()))
+    found, columns = scrape(), rows.columns
+    accepted = columns["accepted"]
+    solved = accepted & (columns["sinkhorn_iterations"] > 0)
+    assert 0 < np.sum(solved) < np.sum(accepted) < NUM_TICKS
+    for name, column, counted in (
+        ("usp_kurtosis", "kurtosis", accepted),
+        ("usp_alarm_threshold", "adaptive_threshold", accepted),
+        ("usp_sinkhorn_epsilon", "sinkhorn_epsilon", solved),
+        ("usp_sinkhorn_error", "sinkhorn_max_err", solved),
+        ("usp_sinkhorn_iterations", "sinkhorn_iterations", solved),
+    ):
+        assert found[f"{name}_count", frozenset()] == np.sum(counted)
+        assert found[f"{name}_sum", frozenset()] == pytest.approx(float(columns[column][counted].sum()))
     at_most_3 = found["usp_kurtosis_bucket", frozenset({("le", "3.0")})]
-    assert at_most_3 == sum(value <= 3.0 for value in rows.columns["kurtosis"])
+    assert at_most_3 == sum(value <= 3.0 for value in columns["kurtosis"][accepted])
     for number, kernel in enumerate(("rkhs", "deep_galerkin", "levy_sde", "signature")):
-        mean = found["usp_kernel_weight_sum", frozenset({("kernel", kernel)})] / NUM_TICKS
-        assert mean == pytest.approx(float(rows.columns["weights"][:, number].mean()))
+        mean = found["usp_kernel_weight_sum", frozenset({("kernel", kernel)})] / np.sum(accepted)
+        assert mean == pytest.approx(float(columns["weights"][accepted, number].mean()))
     upwards = found["usp_detector_statistic_sum", frozenset({("statistic", "level_up")})]
-    assert upwards == pytest.approx(float(rows.columns["cusum_drift"].sum()))
+    assert upwards == pytest.approx(float(columns["cusum_drift"][accepted].sum()))
+
+
+def test_errors_over_their_scale_are_distributed(registry: CollectorRegistry, scrape: Scrape) -> None:
+    rows = random_rows([f"s{number % 50}" for number in range(NUM_TICKS)], seed=5)
+    told(made(registry), rows)
+    count, _, error, _ = scored_one_by_one(rows)
+    found, none = scrape(), frozenset[tuple[str, str]]()
+    assert found["usp_forecast_error_ratio_count", none] == count
+    assert found["usp_forecast_error_ratio_sum", none] == pytest.approx(error)
+    last: dict[str, int] = {}
+    small = 0
+    for row, symbol in enumerate(rows.symbols):
+        if rows.columns["accepted"][row]:
+            if symbol in last and not rows.columns["warming_up"][last[symbol]]:
+                before = last[symbol]
+                off = abs(rows.values[row] - rows.columns["predicted_next"][before])
+                small += off / rows.columns["scale"][before] <= 1.0
+            last[symbol] = row
+    assert found["usp_forecast_error_ratio_bucket", frozenset({("le", "1.0")})] == small > 0
+
+
+@pytest.mark.parametrize("size", [11, NUM_TICKS])
+def test_symbols_by_what_they_are_in_and_how_they_came_into_degraded_mode(
+    registry: CollectorRegistry, scrape: Scrape, size: int
+) -> None:
+    rows = random_rows([f"s{number % 700}" for number in range(NUM_TICKS)], seed=6)
+    rows.columns["mode"][-5:] = 40  # of a later version
+    metrics = made(registry)
+    for first in range(0, NUM_TICKS, size):
+        told(metrics, rows.part(first, first + size))
+    found = scrape()
+    last = {symbol: row for row, symbol in enumerate(rows.symbols)}
+    for name, label, column, values in (
+        ("usp_mode_symbols", "mode", "mode", MODE_LABELS),
+        ("usp_dgm_tier_symbols", "tier", "dgm_tier", tuple(map(str, range(8)))),
+    ):
+        for number, value in enumerate(values):
+            expected = sum(rows.columns[column][row] == number for row in last.values())
+            assert found[name, frozenset({(label, value)})] == expected
+    assert found["usp_mode_symbols", frozenset({("mode", "other")})] == 5
+    in_grace = sum(rows.columns["grace_counter"][row] > 0 for row in last.values())
+    assert found["usp_grace_symbols", frozenset()] == in_grace > 0
+
+    was: dict[str, bool] = {}
+    begun: collections.Counter[str] = collections.Counter()
+    for row, symbol in enumerate(rows.symbols):
+        degraded = bool(rows.columns["degraded_inference_mode"][row])
+        if degraded and not was.get(symbol):
+            bits = int(rows.columns["gate_reasons"][row])
+            begun.update(reason for bit, reason in enumerate(GATE_REASON_LABELS) if bits >> bit & 1)
+        was[symbol] = degraded
+    for reason in ("not_finite", "future", "too_old", "outlier", "frozen", "stale"):
+        assert found["usp_degraded_begun_total", frozenset({("reason", reason)})] == begun[reason] > 0
+    assert found["usp_degraded_begun_total", frozenset({("reason", "other")})] == 0
+    metrics.record_given_up(PLACES[0])
+    assert scrape()["usp_grace_symbols", frozenset()] == 0
+
+
+def test_the_reasons_are_those_that_the_gate_counts_against_a_symbol() -> None:
+    from usp_daemon.core._gate import _DEGRADING_REASONS
+    from usp_daemon.telemetry._predictor_metrics import DEGRADING_REASONS
+
+    assert sum(1 << GATE_REASON_LABELS.index(reason) for reason in DEGRADING_REASONS) == int(_DEGRADING_REASONS)
+
+
+# What was seen on the demonstration's series, smallest and largest.
+SEEN = {
+    "usp_alarm_threshold": (13.0, 59.0),
+    "usp_sinkhorn_epsilon": (0.12, 0.34),
+    "usp_detector_statistic": (0.0, 106.0),
+    "usp_sinkhorn_error": (0.0, 1e-9),
+    "usp_free_energy": (-0.72, 0.67),
+    "usp_learning_rate": (0.007, 1.0),
+    "usp_entropy_window_ticks": (12.0, 500.0),
+    "usp_forecast_error_ratio": (0.0, 5.0),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_buckets_resolve_the_range_that_is_seen(registry: CollectorRegistry, scrape: Scrape, name: str) -> None:
+    made(registry)
+    bounds = {float(dict(labels)["le"]) for metric, labels in scrape() if metric == f"{name}_bucket"}
+    low, high = SEEN[name]
+    finite = sorted(bound for bound in bounds if math.isfinite(bound))
+    assert 8 <= len(finite) <= 15
+    assert finite[-1] >= high  # nothing seen is beyond the last bound
+    assert sum(low <= bound <= high for bound in finite) >= 5
 
 
 def test_only_named_and_busiest_symbols_have_series(registry: CollectorRegistry, scrape: Scrape) -> None:
@@ -160,10 +257,20 @@ def test_series_of_a_symbol_are_its_last_row_and_go_with_its_partition(
     assert found["usp_symbol_kernel_weight", frozenset(label | {("kernel", "signature")})] == pytest.approx(
         rows.columns["weights"][2, 3]
     )
-    assert found["usp_symbol_alarms", frozenset(label)] == 1
+    assert found["usp_symbol_alarms_total", frozenset(label)] == 1
     assert ("usp_symbol_value", frozenset({("symbol", "c")})) not in found
     metrics.record_given_up(PLACES[0])
     assert not [name for name, _ in scrape() if name == "usp_symbol_value"]
+
+
+def test_every_alarm_of_a_chosen_symbol_counts(registry: CollectorRegistry, scrape: Scrape) -> None:
+    metrics = made(registry, symbols=["a", "b"])
+    told(metrics, random_rows(["a", "a", "b", "a", "c"], alarm_kind=[1, 4, 0, 1, 1]))
+    told(metrics, random_rows(["a", "b"], alarm_kind=[2, 1]))
+    found = scrape()
+    assert found["usp_symbol_alarms_total", frozenset({("symbol", "a")})] == 4
+    assert found["usp_symbol_alarms_total", frozenset({("symbol", "b")})] == 1
+    assert b"# TYPE usp_symbol_alarms_total counter" in generate_latest(registry)
 
 
 @pytest.mark.parametrize("name", ['"} 1\nusp_evil_total 7 #', "\\", "\n", "é" * 200, "a\x00b", '{"}'])

@@ -22,7 +22,7 @@ FEW_VALUES = {
     *("config_hash", "predictor_hash", "version", "jax", "device", "precision"),  # of series with the value 1
 }
 # What a number counts when it has no base unit.
-COUNTED = ("_epoch", "_success", "_records", "_symbols", "_paused", "_state", "_ratio", "_ticks", "_nats")
+COUNTED = ("_epoch", "_success", "_ready", "_records", "_symbols", "_paused", "_state", "_ratio", "_ticks", "_nats")
 # Quantities of the predictor without a unit, by their names in the field.
 QUANTITIES = (
     *("_epsilon", "_iterations", "_error", "_threshold", "_kurtosis", "_exponent", "_energy", "_stiffness", "_rate"),

@@ -4,7 +4,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import Panel
 
 from ._parts import Query, above, bad_below, graph, single
-from ._queries import quantile, rate, share, summed
+from ._queries import chosen, quantile, rate, share, summed
 
 _SCORED = summed(rate("usp_forecasts_scored_total"))
 _PREDICTIONS = summed(rate("usp_predictions_by_mode_total"))
@@ -69,6 +69,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 "percentunit",
                 Query(_covered("80"), "80 %"),
                 Query(_covered("95"), "95 %"),
+                width=8,
                 least=0,
                 most=1,
             ),
@@ -77,11 +78,47 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 "Below 1 forecasting gains; above 1 it does harm.",
                 "percentunit",
                 Query(_SKILL, "ratio"),
+                width=8,
                 levels=above(1.0, 1.1),
+                least=0,
+            ),
+            graph(
+                "Error over its scale",
+                "Absolute error of the forecasts over their scale; 1 is as expected.",
+                "short",
+                *(Query(quantile(q, "usp_forecast_error_ratio"), f"p{100 * q:g}") for q in (0.5, 0.9, 0.99)),
+                width=8,
                 least=0,
             ),
         ],
         "Modes and incidents": [
+            graph(
+                "Symbols by mode",
+                "Symbols in each mode at the moment, of those that had a tick.",
+                "short",
+                Query(summed(chosen("usp_mode_symbols"), "mode"), "{{mode}}"),
+                width=8,
+                stacked=True,
+                least=0,
+            ),
+            graph(
+                "Symbols by tier, and in grace",
+                "Symbols by architecture of the Deep Galerkin network, and those in the grace period after an alarm.",
+                "short",
+                Query(summed(chosen("usp_dgm_tier_symbols"), "tier"), "tier {{tier}}"),
+                Query(summed(chosen("usp_grace_symbols")), "in grace"),
+                width=8,
+                least=0,
+            ),
+            graph(
+                "Falls into degraded mode",
+                "Symbols a second that fell into it, by what the gate found.",
+                "ops",
+                Query(summed(rate("usp_degraded_begun_total"), "reason"), "{{reason}}"),
+                width=8,
+                stacked=True,
+                least=0,
+            ),
             graph(
                 "Modes",
                 "Share of predictions; Robust holds the weights, Emergency has the circuit broken.",

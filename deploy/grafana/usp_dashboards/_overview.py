@@ -22,6 +22,15 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 "short",
                 Query(summed('up{job=~"$job",instance=~"$instance"}')),
                 levels=bad_below(1),
+                width=3,
+            ),
+            single(
+                "Replicas ready",
+                "Replicas whose /readyz says that they do their work; runbook UspNotReady.",
+                "short",
+                Query(summed(chosen("usp_ready"))),
+                levels=bad_below(1),
+                width=3,
             ),
             single(
                 "Partitions running",
@@ -29,6 +38,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 "short",
                 Query(summed(_RUNNING)),
                 levels=bad_below(1),
+                width=3,
             ),
             single(
                 "Partitions failed",
@@ -36,6 +46,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 "short",
                 Query(summed(_FAILED)),
                 levels=bad_above(1),
+                width=3,
             ),
             single(
                 "Greatest lag",

@@ -34,7 +34,7 @@ def rows() -> dict[str, list[Builder[Panel]]]:
                 names=_MODES,
             ),
             single("Ticks", "Accepted so far.", "short", _one("usp_symbol_sequence")),
-            single("Alarms", "Since the symbol got series of its own.", "short", _one("usp_symbol_alarms")),
+            single("Alarms", "Since the symbol got series of its own.", "short", _one("usp_symbol_alarms_total")),
             single("Grace", "Ticks of grace left after an alarm.", "short", _one("usp_symbol_grace_ticks")),
             single("Scale", "Robust standard deviation of the forecast's error.", "short", _one("usp_symbol_scale")),
             single(

@@ -171,6 +171,13 @@ def _tail(parser: Parser) -> None:
     )
     _argument(parser, "--symbol", type=kinds.name, metavar="NAME", help="only records with this key")
     _argument(parser, "--count", type=kinds.positive, metavar="N", help="end after N records")
+    _argument(
+        parser,
+        "--no-wait",
+        dest="wait",
+        action="store_false",
+        help="end with 69 where a topic is not there yet, in place of waiting for it",
+    )
     _json(parser, "the records as they are")
 
 

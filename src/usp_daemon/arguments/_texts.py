@@ -99,13 +99,17 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "tail": Command(
         "Print what the service publishes, a line each, as it is committed; Ctrl-C ends it.",
-        "Belongs to no group and commits nothing. Alarms are red and dead letters yellow on a terminal, unless\n"
-        "NO_COLOR is set.",
+        "Belongs to no group and commits nothing. Topics that are not there yet are waited for. Alarms are\n"
+        "red and dead letters yellow on a terminal, unless NO_COLOR is set.",
         (
             ("usp-daemon tail --topic alarms --from earliest", "all alarms there are, then new ones"),
             ("usp-daemon tail --symbol BTC-USD --count 1 --json", "one record of one symbol, as it is"),
         ),
-        _codes(BROKER, OK="ended by --count, by Ctrl-C, or because its reader has gone", USAGE=_CONFIG_USAGE),
+        _codes(
+            OK="ended by --count, by Ctrl-C, or because its reader has gone",
+            USAGE=_CONFIG_USAGE,
+            BROKER="the broker cannot be reached or refuses, or with --no-wait a topic is not there",
+        ),
     ),
     "tune": Command(
         "Search for better settings on recorded ticks; interrupted, the same command continues.",
@@ -175,10 +179,12 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "rollback": Command(
         "Take the last change of the configuration back, or go back to a former one.",
-        "The running service follows by itself. Former configurations and their hashes: `usp-daemon audit show`.",
+        "The running service follows by itself. Former configurations and their hashes: `usp-daemon audit show`; "
+        "epochs: `usp_config_epoch`, and `epoch_adopted` in the service's log.",
         (
             ("usp-daemon rollback", "takes the last change that stands back"),
             ("usp-daemon rollback --to 3f2a9c01", "the configuration under a hash of `audit show`, to the last byte"),
+            ("usp-daemon rollback --to 4", "the configuration that led to epoch 4"),
         ),
         _codes(
             OK="it is back, or was there already",

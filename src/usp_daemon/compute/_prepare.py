@@ -72,8 +72,14 @@ async def compile_elsewhere(request: CompileRequest, folder: Path | None) -> flo
         raise NotElsewhereError("the interpreter's path is unknown")
     pipe = asyncio.subprocess.PIPE
     try:
+        # A session of its own: Ctrl-C in a terminal would reach it too, and have this process compile at the end.
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", MODULE, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()
+            *(sys.executable, "-m", MODULE),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=_environment(),
+            start_new_session=True,
         )
     except OSError as error:
         raise NotElsewhereError(f"no process could be started: {error}") from error

@@ -71,7 +71,10 @@ def hash_of(content: bytes | None) -> str:
 
 
 class BackupHistory:
-    """The last ``keep`` entries below ``state_path``. Writing needs the mutation lock, reading does not."""
+    """The last ``keep`` changes, and as many marked epochs, below ``state_path``.
+
+    Writing needs the mutation lock, reading does not.
+    """
 
     def __init__(self, state_path: Path, disk: Disk | None = None) -> None:
         self._index = state_path / HISTORY_FILE
@@ -106,9 +109,14 @@ class BackupHistory:
         return content
 
     def add(self, entry: HistoryEntry, *, keep: int) -> None:
-        """Add the entry, once however often it is called, and let go of the oldest beyond ``keep``."""
+        """Add the entry, once however often it is called, and let go of the oldest of its kind beyond ``keep``."""
         entries = [each for each in self._entries_if_whole() if each.mutation != entry.mutation]
-        self._write([*entries, entry][-keep:])
+        entries.append(entry)
+        # counted apart: every change makes an epoch as well, and would take the place of another change
+        marked = [each.mutation for each in entries if each.status is EntryStatus.MARKED]
+        changes = [each.mutation for each in entries if each.status is not EntryStatus.MARKED]
+        kept = {*marked[-keep:], *changes[-keep:]}
+        self._write([each for each in entries if each.mutation in kept])
 
     def mark(self, mutation: str, status: EntryStatus) -> None:
         """Say what became of a change."""
@@ -142,22 +150,11 @@ class BackupHistory:
     def find(self, wanted: str) -> FormerConfig:
         """The configuration under an epoch's number, or under the beginning of a hash of its file or its settings.
 
-        Of several that share a file the one that stood last. Raises :class:`ConfigMutationError` where there is none,
-        or where the beginning fits several files.
+        Of several that share a file the one that stood last. A hash means a change where there is one, and otherwise
+        a marked epoch. Raises :class:`ConfigMutationError` where there is none, or where it fits several files.
         """
         entries = self.entries()
-        # (hashes of file and overlay, position of the first change that came after them)
-        found: list[tuple[tuple[str, str], int]] = []
-        for position, entry in enumerate(entries):
-            before, after = (entry.file_before, entry.overlay_before), (entry.file_after, entry.overlay_after)
-            if wanted.isdecimal() and entry.epoch == int(wanted):
-                found = [(after, position + 1)]
-                break
-            if len(wanted) >= _LEAST_PREFIX:
-                if entry.file_before.startswith(wanted) or entry.config_before.startswith(wanted):
-                    found.append((before, position))
-                if entry.file_after.startswith(wanted) or entry.config_after.startswith(wanted):
-                    found.append((after, position + 1))
+        found = self._found(wanted, entries, is_marked=False) or self._found(wanted, entries, is_marked=True)
         if len({file for (file, _), _ in found}) != 1:
             many = "more than one configuration" if found else "no configuration"
             raise ConfigMutationError(
@@ -167,6 +164,21 @@ class BackupHistory:
         (file, overlay), position = found[-1]
         undone = {each.mutation: each.status for each in entries[position:] if each.status in STANDING}
         return FormerConfig(self.content(file), self.content(overlay), undone)
+
+    @staticmethod
+    def _found(wanted: str, entries: list[HistoryEntry], *, is_marked: bool) -> list[tuple[tuple[str, str], int]]:
+        """Hashes of file and overlay that fit, each with the position of the first change that came after them."""
+        found: list[tuple[tuple[str, str], int]] = []
+        for position, entry in enumerate(entries):
+            before, after = (entry.file_before, entry.overlay_before), (entry.file_after, entry.overlay_after)
+            if wanted.isdecimal() and entry.epoch == int(wanted):
+                return [(after, position + 1)]
+            if len(wanted) >= _LEAST_PREFIX and is_marked == (entry.status is EntryStatus.MARKED):
+                if entry.file_before.startswith(wanted) or entry.config_before.startswith(wanted):
+                    found.append((before, position))
+                if entry.file_after.startswith(wanted) or entry.config_after.startswith(wanted):
+                    found.append((after, position + 1))
+        return found
 
     def _entries_if_whole(self) -> list[HistoryEntry]:
         try:

@@ -223,13 +223,15 @@ class ConfigMutator:
             except OSError as error:
                 raise MutationFailedError(f"it could not be written down: {error}") from error
 
-    def mark_epoch(self, number: int) -> None:
-        """Remember the present configuration as that of an epoch, so that ``rollback`` finds it by its number.
+    def mark_epoch(self, number: int, loaded: LoadedConfig | None = None) -> None:
+        """Remember a configuration as that of an epoch, so that ``rollback`` finds it by its number.
 
-        Raises as :meth:`apply`, and ``ConfigError`` where the configuration is not right at the moment.
+        ``loaded`` is the configuration that led to the epoch, by default the present one. An epoch that is marked
+        again has the later text. Raises as :meth:`apply`, and ``ConfigError`` where the configuration is not right at
+        the moment.
         """
         with self._locked():
-            loaded = self._source.load()
+            loaded = self._source.load() if loaded is None else loaded
             digests = self._writer.back_up(loaded.content, loaded.overlay_content)
             entry = HistoryEntry(
                 mutation=f"epoch-{number}",

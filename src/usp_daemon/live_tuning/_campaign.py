@@ -83,8 +83,15 @@ class CampaignProcess:
         """
         pipe = asyncio.subprocess.PIPE
         try:
+            # A session of its own: Ctrl-C in the daemon's terminal is for the daemon, which ends it in its own order.
             process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(), limit=_LINE_BYTES
+                *self._command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env=_environment(),
+                limit=_LINE_BYTES,
+                start_new_session=True,
             )
         except OSError as error:
             raise CampaignFailedError(f"no process could be started: {error}") from error

@@ -2,6 +2,7 @@
 
 from ._daemon import Daemon, DaemonOptions, Outcome, StopRequest
 from ._epochs import EpochBook, EpochError, ProgramEpoch, Switches
+from ._marks import EpochMarks
 from ._observer import Observer, Observers, TelemetryObserver
 from ._pacing import AbstractPacer, Pacer, RatePacer
 from ._pipeline import Pipeline, PipelineStats
@@ -21,6 +22,7 @@ __all__ = [
     "DaemonOptions",
     "EpochBook",
     "EpochError",
+    "EpochMarks",
     "Exported",
     "LiveStep",
     "Observer",

@@ -1,4 +1,6 @@
-"""The board: what is known of symbols, partitions and counts, in bounded memory, at next to no cost a tick.
+"""The board: what is known of symbols, partitions and counts, in little memory, at next to no cost a tick.
+
+Of a symbol that is not watched there are its name and a count.
 
 Answers are put aside as they come, a few references each, and taken in together once there are enough of them or
 somebody asks: a numpy call costs the same for ten rows as for a thousand.
@@ -195,16 +197,15 @@ class Board:
         pending, self._pending, self._num_pending = self._pending, [], 0
         if not pending or not self._watch.limit:
             return
-        found = [self._watch.slots_of(partition, rows.symbols) for partition, rows in pending]
-        has_changed = False
-        for (partition, rows), slots in zip(pending, found, strict=True):
+        found = [self._watch.rows_of(partition, rows.symbols) for partition, rows in pending]
+        for (partition, rows), numbers in zip(pending, found, strict=True):
             alarmed = np.flatnonzero(rows.column("alarm_kind"))
-            for slot in self._watch.admit(partition, rows.symbols, slots, alarmed, now):
+            for slot in self._watch.admit(partition, numbers, alarmed, now):
                 self._forget(slot)
-                has_changed = True
-        if has_changed:  # a symbol that came into a slot may have driven out one whose rows were looked up before
-            found = [self._watch.slots_of(partition, rows.symbols) for partition, rows in pending]
-        slots = np.concatenate(found)
+        # only now: a symbol that came into a slot may have driven out one of an answer before
+        slots = np.concatenate(
+            [self._watch.slots_of(partition, numbers) for (partition, _), numbers in zip(pending, found, strict=True)]
+        )
         columns: dict[str, NDArray] = {
             "ts": np.concatenate([rows.timestamps_ns for _, rows in pending]),
             "value": np.concatenate([rows.values for _, rows in pending]),
@@ -212,7 +213,7 @@ class Board:
         for name in RING_COLUMNS:
             columns[name] = np.concatenate([rows.column(name) for _, rows in pending])
         if (slots >= 0).any():
-            self._watch.count(*self._memory.write(slots, columns, functools.partial(_last_columns, pending)))
+            self._memory.write(slots, columns, functools.partial(_last_columns, pending))
         alarmed = np.flatnonzero(columns["alarm_kind"])
         if alarmed.size:
             self._note_alarms(pending, slots, columns, alarmed)

@@ -62,12 +62,10 @@ class SymbolMemory:
         slots: NDArray[np.intp],
         columns: Mapping[str, NDArray],
         last_fn: Callable[[NDArray[np.intp]], Mapping[str, NDArray]],
-    ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    ) -> None:
         """Remember ticks in order; ``slots`` says whose each is, -1 for nobody's. ``columns`` are those of
         :data:`RING_COLUMNS` with "ts" and "value"; ``last_fn`` gives those of :data:`LAST_COLUMNS` at the rows that it
         is asked for, few of many.
-
-        Returns the slots that were written, each once, and how many ticks each got.
         """
         watched = np.flatnonzero(slots >= 0)
         owners = slots[watched]
@@ -86,7 +84,6 @@ class SymbolMemory:
         for name, column in last_fn(final).items():
             self.last[name][written] = column
         self.seen[written] += counts
-        return written, counts
 
     def history(self, slot: int) -> NDArray[np.intp]:
         """The places of the slot's ticks that are still there, oldest first."""

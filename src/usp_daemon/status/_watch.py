@@ -1,24 +1,22 @@
 """Which symbols are watched: at most so many, and those that an operator would ask for.
 
 A symbol that alarms is watched from that tick on. Of the others the busiest are, by counts that are halved at every
-review; a symbol that is not watched can only be counted by sampling, because its ticks may not cost anything, and takes
-another one's slot only where it is clearly busier, so that equally busy ones do not drive each other out.
+review; one that is not watched takes another one's slot only where it is clearly busier, so that equally busy ones do
+not drive each other out.
 """
 
-import collections
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from usp_daemon.telemetry import Activity, grown
 from usp_daemon.wire import TopicPartition
 
 REVIEW_S = 10.0
 ALARM_KEPT_S = 600.0
-_SAMPLE, _ONE_IN = 32, 16  # unwatched ticks looked at in one call: at most so many, and one in so many
 _CLEARLY = 2.0  # times as busy
-_LEAST_SAMPLED = 3
+_LEAST_TICKS = 3.0
 
 
 class WatchList:
@@ -28,13 +26,12 @@ class WatchList:
         self.limit = limit
         self.names: list[str] = [""] * limit
         self.partitions: list[TopicPartition | None] = [None] * limit
-        self._slots: dict[TopicPartition, dict[str, int]] = {}
+        self._activity = Activity()
+        self._rows = np.zeros(limit, np.intp)
+        # by partition: the slot of each of its symbols, by the symbol's row in the activity, -1 where it is not watched
+        self._slots: dict[TopicPartition, NDArray[np.intp]] = {}
         self._free = list(range(limit - 1, -1, -1))
-        self._activity = np.zeros(limit)
         self._alarmed_at = np.full(limit, -np.inf)
-        self._candidates: collections.Counter[tuple[TopicPartition, str]] = collections.Counter()
-        self._sampled: collections.Counter[tuple[TopicPartition, str]] = collections.Counter()
-        self._offset = 0
         self._reviewed_at = -np.inf
 
     def __len__(self) -> int:
@@ -45,113 +42,101 @@ class WatchList:
         """The slots that are in use, ascending."""
         return [slot for slot, partition in enumerate(self.partitions) if partition is not None]
 
-    def slots_of(self, partition: TopicPartition, symbols: Sequence[str]) -> NDArray[np.intp]:
-        """The slot of each symbol, -1 where it is not watched."""
-        known: Mapping[str, int] = self._slots.get(partition, {})
-        return np.fromiter(map(known.get, symbols, itertools.repeat(-1)), np.intp, len(symbols))
+    def rows_of(self, partition: TopicPartition, symbols: Sequence[str]) -> NDArray[np.intp]:
+        """The symbols as numbers, by which the other methods know them until the partition is dropped."""
+        rows = self._activity.rows_of(partition, symbols)
+        known = self._slots.get(partition)
+        length = len(self._activity.names(partition))
+        self._slots[partition] = np.full(length, -1, np.intp) if known is None else grown(known, length, -1)
+        return rows
+
+    def slots_of(self, partition: TopicPartition, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The slot of each of these symbols, -1 where it is not watched."""
+        return self._slots[partition][rows]
 
     def admit(
-        self,
-        partition: TopicPartition,
-        symbols: Sequence[str],
-        slots: NDArray[np.intp],
-        alarmed: NDArray[np.intp],
-        now: float,
+        self, partition: TopicPartition, rows: NDArray[np.intp], alarmed: NDArray[np.intp], now: float
     ) -> list[int]:
-        """Give slots to symbols of a batch that deserve them; returns the slots whose symbol is new.
+        """Count the ticks of a batch, and give slots to symbols that deserve them; returns those whose symbol is new.
 
-        ``slots`` are those of ``symbols``, ``alarmed`` the rows on which an alarm was declared. Where the
-        list is not empty, the slots must be asked for again.
+        ``rows`` are the symbols of its ticks, ``alarmed`` the positions in it at which an alarm was declared.
         """
         new: list[int] = []
         if not self.limit:
             return new
-        for row in map(int, alarmed):
-            slot = self._slots.get(partition, {}).get(symbols[row])
-            if slot is None:
-                slot = self._take(partition, symbols[row], self._weakest(now, also_alarmed=True))
+        self._activity.count(partition, rows)
+        slots = self._slots[partition]
+        for row in rows[alarmed].tolist():
+            slot = int(slots[row])
+            if slot < 0:
+                slot = self._take(partition, row, self._weakest(now, also_alarmed=True))
                 new.append(slot)
             self._alarmed_at[slot] = now
-        unwatched = np.flatnonzero(slots < 0)
-        if unwatched.size and self._free:
-            for row in map(int, unwatched):
+        if self._free:
+            for row in rows[slots[rows] < 0].tolist():
                 if not self._free:
                     break
-                if symbols[row] not in self._slots.get(partition, {}):
-                    new.append(self._take(partition, symbols[row], self._free[-1]))
-        elif unwatched.size:
-            self._sample(partition, symbols, unwatched)
-            if now - self._reviewed_at >= REVIEW_S:
-                new.extend(self._review(now))
+                if slots[row] < 0:
+                    new.append(self._take(partition, row, self._free[-1]))
+        elif now - self._reviewed_at >= REVIEW_S:
+            new.extend(self._review(now))
         return new
-
-    def count(self, slots: NDArray[np.intp], counts: NDArray[np.intp]) -> None:
-        """So many ticks came of the symbols in these slots, each named once."""
-        self._activity[slots] += counts
 
     def drop(self, partition: TopicPartition) -> list[int]:
         """Watch no symbol of the partition any more; returns the slots that are free now."""
-        dropped = list(self._slots.pop(partition, {}).values())
+        dropped = [slot for slot, owner in enumerate(self.partitions) if owner == partition]
         for slot in dropped:
             self._clear(slot)
             self._free.append(slot)
-        for table in (self._candidates, self._sampled):
-            for key in [key for key in table if key[0] == partition]:
-                del table[key]
+        self._slots.pop(partition, None)
+        self._activity.drop(partition)
         return dropped
-
-    def _sample(self, partition: TopicPartition, symbols: Sequence[str], unwatched: NDArray[np.intp]) -> None:
-        """Count some of the unwatched ticks, each for as many as it stands for."""
-        step = max(unwatched.size // _SAMPLE, _ONE_IN)
-        rows = unwatched[self._offset % step :: step]
-        self._offset += 1
-        for row in map(int, rows):
-            key = (partition, symbols[row])
-            if key not in self._candidates and len(self._candidates) >= 4 * self.limit:
-                continue
-            self._candidates[key] += step
-            self._sampled[key] += 1
 
     def _review(self, now: float) -> list[int]:
         self._reviewed_at = now
+        counts = self._counts()
         new = []
-        for key, estimate in self._candidates.most_common(self.limit):
-            partition, symbol = key
-            # One that was watched meanwhile, because it alarmed, has its slot.
-            if self._sampled[key] < _LEAST_SAMPLED or symbol in self._slots.get(partition, {}):
+        for busy in self._activity.review(self.limit):
+            if self._slots[busy.partition][busy.row] >= 0:
                 continue
-            weakest = self._weakest(now, also_alarmed=False)
-            if weakest < 0 or estimate < _CLEARLY * self._activity[weakest]:
+            weakest = self._weakest(now, also_alarmed=False, counts=counts)
+            if weakest < 0 or busy.count < max(_LEAST_TICKS, _CLEARLY * counts[weakest]):
                 break
-            slot = self._take(partition, symbol, weakest)
-            self._activity[slot] = estimate
-            new.append(slot)
-        self._activity *= 0.5
-        self._candidates.clear()
-        self._sampled.clear()
+            new.append(self._take(busy.partition, busy.row, weakest))
+            counts[weakest] = busy.count
         return new
 
-    def _weakest(self, now: float, *, also_alarmed: bool) -> int:
+    def _counts(self) -> NDArray[np.float64]:
+        """How busy the symbol of each slot was lately; nothing where the slot is free."""
+        counts = np.zeros(self.limit)
+        for slot, (owner, row) in enumerate(zip(self.partitions, self._rows.tolist(), strict=True)):
+            if owner is not None:
+                counts[slot] = self._activity.counts(owner)[row]
+        return counts
+
+    def _weakest(self, now: float, *, also_alarmed: bool, counts: NDArray[np.float64] | None = None) -> int:
         """A free slot, else the least busy one that has not alarmed lately, else the one whose alarm is oldest."""
         if self._free:
             return self._free[-1]
         quiet = np.flatnonzero(self._alarmed_at < now - ALARM_KEPT_S)
         if quiet.size:
-            return int(quiet[np.argmin(self._activity[quiet])])
+            counts = self._counts() if counts is None else counts
+            return int(quiet[np.argmin(counts[quiet])])
         return int(np.argmin(self._alarmed_at)) if also_alarmed else -1
 
-    def _take(self, partition: TopicPartition, symbol: str, slot: int) -> int:
+    def _take(self, partition: TopicPartition, row: int, slot: int) -> int:
         if self._free and slot == self._free[-1]:
             self._free.pop()
         else:
             former = self.partitions[slot]
             assert former is not None
-            del self._slots[former][self.names[slot]]
+            self._slots[former][self._rows[slot]] = -1
             self._clear(slot)
-        self._slots.setdefault(partition, {})[symbol] = slot
-        self.names[slot], self.partitions[slot] = symbol, partition
+        self._slots[partition][row] = slot
+        self.names[slot], self.partitions[slot] = self._activity.names(partition)[row], partition
+        self._rows[slot] = row
         return slot
 
     def _clear(self, slot: int) -> None:
         self.names[slot], self.partitions[slot] = "", None
-        self._activity[slot], self._alarmed_at[slot] = 0.0, -np.inf
+        self._alarmed_at[slot] = -np.inf

@@ -1,5 +1,6 @@
 """What the daemon says about itself: log lines, metrics, health, and the HTTP server that shows them."""
 
+from ._activity import Activity, grown
 from ._declare import MetricSpec
 from ._endpoints import telemetry_routes
 from ._health import Health, Verdict, beat_event_loop
@@ -13,6 +14,7 @@ from ._reference import metrics_page
 from ._states import PartitionState
 
 __all__ = [
+    "Activity",
     "ArrayHistogram",
     "Health",
     "HistogramSeries",
@@ -33,6 +35,7 @@ __all__ = [
     "beat_event_loop",
     "configure_logging",
     "get_logger",
+    "grown",
     "metrics_page",
     "new_registry",
     "route_library_logs",

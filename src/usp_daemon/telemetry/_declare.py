@@ -105,9 +105,16 @@ class Declarations:
         self._remember(name, "gauge", meaning, tuple(labels))
         return Info(name.removesuffix("_info"), meaning, registry=self._registry)
 
-    def told(self, name: str, kind: str, meaning: str, labels: Sequence[str]) -> None:
+    def told(
+        self,
+        name: str,
+        kind: str,
+        meaning: str,
+        labels: Sequence[str],
+        label_values: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         """A metric that a collector of its own exposes."""
-        self._remember(name, kind, meaning, tuple(labels))
+        self._remember(name, kind, meaning, tuple(labels), label_values)
 
     def _remember(
         self,

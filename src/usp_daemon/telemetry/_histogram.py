@@ -48,6 +48,15 @@ class HistogramSeries:
             self._counts += counts
             self._sum += total
 
+    def observe_sorted(self, values: NDArray[np.float64], total: float) -> None:
+        """The same for finite values that ascend and add up to ``total``: several times as fast."""
+        # So many are at most each bound; a bucket's own are those beyond the bucket before.
+        below = np.searchsorted(values, self._bounds, side="right")
+        counts = np.diff(below, prepend=0, append=len(values))
+        with self._lock:
+            self._counts += counts
+            self._sum += total
+
     def read(self) -> tuple[list[int], float]:
         """Cumulative counts, the last one that of all values, and the sum, both of one moment."""
         with self._lock:
@@ -96,3 +105,15 @@ class ArrayHistogram(Collector):
             counts, total = series.read()
             family.add_metric(key, list(zip(self._bound_texts, counts, strict=True)), total)
         return [family]
+
+
+def observe_rows(series: Sequence[HistogramSeries], rows: NDArray[np.float64]) -> None:
+    """Row k of ``rows`` goes to ``series[k]``, as by :meth:`HistogramSeries.observe_array`; sorts each row in place."""
+    with np.errstate(invalid="ignore"):
+        totals = rows.sum(axis=1)
+    rows.sort(axis=1)
+    for each, values, total in zip(series, rows, totals.tolist(), strict=True):
+        if math.isfinite(total):
+            each.observe_sorted(values, total)
+        else:
+            each.observe_array(values)

@@ -235,6 +235,7 @@ class ServiceMetrics:
         declare.section("Program and process")
         self._compilations = declare.counter("usp_compilations_total", "Programs compiled for the device.")
         self._compile_seconds = declare.counter("usp_compile_seconds_total", "Time spent on compiling them.")
+        self._ready = declare.gauge("usp_ready", "1 while /readyz says that the service does its work, else 0.")
         self._device_memory = declare.gauge(
             "usp_device_memory_bytes",
             "Memory of the device, where the device tells.",
@@ -502,6 +503,10 @@ class ServiceMetrics:
         for kind, value in (("in_use", in_use_bytes), ("limit", limit_bytes)):
             if value is not None:
                 self._device_memory.labels(kind).set(value)
+
+    def show_readiness(self, is_ready_fn: Callable[[], bool]) -> None:
+        """Ask this at every scrape whether the service does its work; before it is told, it does not."""
+        self._ready.set_function(lambda: float(is_ready_fn()))
 
     def record_event_loop_lag(self, lag_s: float) -> None:
         """The event loop came so much later than it was asked to."""

@@ -1,13 +1,13 @@
 """What the predictor says, as metrics: distributions over all symbols, and single series for a few chosen symbols.
 
-All work is on arrays, once a batch of results. What needs the symbol's previous forecast, that is its error and whether
-its intervals held, keeps the last row of every symbol of a partition; it goes when the partition does. After a restart
-the first tick of each symbol is not scored.
+All work is on arrays, once for some thousand rows, or when somebody asks. What needs the symbol's previous forecast,
+that is its error and whether its intervals held, keeps the last row of every symbol of a partition; it goes when the
+partition does. After a restart the first tick of each symbol is not scored.
 """
 
-import dataclasses
+import collections
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,17 +27,12 @@ from usp_daemon.wire import (
     TopicPartition,
 )
 
+from ._activity import Activity, grown
 from ._declare import OTHER, CountersByLabel, Declarations
-from ._histogram import HistogramSeries
+from ._histogram import HistogramSeries, observe_rows
+from ._symbol_series import LEVELS, STATISTICS, SymbolSeries
 
 TIERS = tuple(str(number) for number in range(8))
-STATISTICS = {
-    "level_up": "cusum_drift",
-    "level_down": "cusum_drift_down",
-    "scale_up": "scale_statistic_up",
-    "scale_down": "scale_statistic_down",
-}
-LEVELS = {"80": ("lower_80", "upper_80"), "95": ("lower_95", "upper_95")}
 # Reasons from "stale" on let the tick pass and mark the symbol.
 PASSING_REASONS = GATE_REASON_LABELS[GATE_REASON_LABELS.index("stale") :]
 # Warming up, the last of the codes, is none.
@@ -47,16 +42,26 @@ MOST_SYMBOLS = 1_000
 # One tick of a broken series must not outweigh a day of all others.
 ERROR_CAP = 20.0
 _KEPT = ("predicted_next", "scale", "lower_80", "upper_80", "lower_95", "upper_95")
+# Last states of a symbol that are counted, by value; larger ones count as the largest.
+_STATES = ("grace_counter", "mode", "dgm_tier")
+_MOST_STATES = 15
+_HERE = "of those that had a tick here"
+# A straggler or a duplicate says nothing about the health of the signal: see the gate.
+DEGRADING_REASONS = ("not_finite", "future", "too_old", "outlier", "frozen", "stale")
+_DEGRADING_BITS = tuple(map(GATE_REASON_LABELS.index, DEGRADING_REASONS))
+# Rows that are put aside hold on to their batches, so that there must not be many.
+_PENDING_ROWS = 2_048
+_PENDING_ANSWERS = 64
 # Soon at first, when little is known, then ever more rarely.
 _RANK_AFTER_TICKS, _RANK_AFTER_TICKS_AT_MOST = 500, 50_000
 
-# metric, column, meaning, upper bounds
-_DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
+# metric, column, meaning, upper bounds; the bounds resolve what is seen on real series
+_OF_TRANSPORT: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
     (
         "usp_sinkhorn_epsilon",
         "sinkhorn_epsilon",
         "Regularisation epsilon_t of the transport that moves the weights.",
-        (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+        (0.05, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275, 0.3, 0.325, 0.35, 0.4, 0.5, 1.0),
     ),
     (
         "usp_sinkhorn_iterations",
@@ -68,13 +73,15 @@ _DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         "usp_sinkhorn_error",
         "sinkhorn_max_err",
         "Largest violation of a marginal of the transport plan.",
-        (1e-12, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1),
+        (1e-16, 1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2),
     ),
+)
+_DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
     (
         "usp_alarm_threshold",
         "adaptive_threshold",
         "Adaptive threshold h_t of the level statistics.",
-        (5, 10, 15, 20, 25, 30, 40, 60, 100),
+        (10, 12.5, 15, 17.5, 20, 22.5, 25, 30, 35, 40, 50, 60, 80),
     ),
     (
         "usp_kurtosis",
@@ -92,7 +99,7 @@ _DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         "usp_free_energy",
         "free_energy",
         "Free energy of the weights after the fusion's step; may be negative, so that there is no sum.",
-        (-10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0),
+        (-1.0, -0.75, -0.5, -0.35, -0.2, -0.1, 0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0),
     ),
     (
         "usp_dgm_entropy_nats",
@@ -122,13 +129,13 @@ _DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         "usp_entropy_window_ticks",
         "entropy_window",
         "Adaptive window of the fusion (JKO), in ticks.",
-        (5, 10, 20, 50, 100, 200, 500),
+        (10, 12, 15, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500),
     ),
     (
         "usp_learning_rate",
         "learning_rate",
         "Adaptive rate of the fusion (JKO).",
-        (1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+        (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
     ),
     (
         "usp_season_length_ticks",
@@ -137,25 +144,8 @@ _DISTRIBUTIONS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         (0, 4, 8, 16, 32, 64, 128, 256, 512),
     ),
 )
-_STATISTIC_BOUNDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0)
+_STATISTIC_BOUNDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0, 200.0)
 _WEIGHT_BOUNDS = (0.01, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9)
-
-# metric, column, meaning: one gauge for each chosen symbol
-_OF_A_SYMBOL: tuple[tuple[str, str, str], ...] = (
-    ("usp_symbol_prediction", "predicted_next", "Forecast of the next value, in the symbol's own units."),
-    ("usp_symbol_scale", "scale", "Robust standard deviation of the forecast's error, in the symbol's own units."),
-    ("usp_symbol_sinkhorn_epsilon", "sinkhorn_epsilon", "Regularisation epsilon_t."),
-    ("usp_symbol_alarm_threshold", "adaptive_threshold", "Adaptive threshold h_t."),
-    ("usp_symbol_grace_ticks", "grace_counter", "Ticks of grace left after an alarm."),
-    ("usp_symbol_kurtosis", "kurtosis", "Kurtosis of the innovations."),
-    ("usp_symbol_holder_exponent", "holder_exponent", "Hoelder exponent of the path."),
-    ("usp_symbol_free_energy", "free_energy", "Free energy of the weights."),
-    ("usp_symbol_dgm_entropy_nats", "dgm_entropy", "Entropy of the Deep Galerkin network's output."),
-    ("usp_symbol_stiffness", "stiffness", "Stiffness of the symbol's equation."),
-    ("usp_symbol_season_length_ticks", "season_length", "Season that was found; 0 where there is none."),
-    ("usp_symbol_mode", "mode", "Mode: 0 standard, 1 robust, 2 emergency."),
-    ("usp_symbol_sequence", "sequence", "Ticks accepted so far."),
-)
 
 
 class PredictionRows(Protocol):
@@ -177,22 +167,18 @@ class PredictionRows(Protocol):
 
 
 class _Memory:
-    """The last row of every symbol of one partition, in arrays that grow, and how often each came lately."""
+    """What is kept of the last rows of one partition's symbols, by the row that ``Activity`` gives a symbol."""
 
     def __init__(self) -> None:
-        self.index: dict[str, int] = {}
         self.kept = np.full((len(_KEPT) + 1, 256), np.nan)
-        self.counts = np.zeros(256)
+        self.states = np.full((len(_STATES), 256), -1, np.int16)
+        self.was_degraded = np.zeros(256, bool)
 
-    def rows_of(self, symbols: Sequence[str]) -> NDArray[np.int64]:
-        """The index of each symbol; new ones are added."""
-        index = self.index
-        found = np.fromiter((index.setdefault(symbol, len(index)) for symbol in symbols), np.int64, len(symbols))
-        if len(index) > len(self.counts):
-            more = max(len(index), 2 * len(self.counts)) - len(self.counts)
-            self.kept = np.pad(self.kept, ((0, 0), (0, more)), constant_values=np.nan)
-            self.counts = np.pad(self.counts, (0, more))
-        return found
+    def hold(self, num_symbols: int) -> None:
+        """Have room for so many."""
+        self.kept = grown(self.kept, num_symbols, np.nan)
+        self.states = grown(self.states, num_symbols, -1)
+        self.was_degraded = grown(self.was_degraded, num_symbols, False)
 
 
 class PredictorMetrics:
@@ -213,10 +199,16 @@ class PredictorMetrics:
         self._top = top_symbols
         if len(self._named) + top_symbols > MOST_SYMBOLS:
             raise ValueError(f"at most {MOST_SYMBOLS} symbols can have own series")
+        self._lock = threading.Lock()
+        self._pending: list[tuple[TopicPartition, PredictionRows]] = []
+        self._num_pending = 0
         self._memories: dict[TopicPartition, _Memory] = {}
+        self._activity = Activity()
         self._chosen: frozenset[str] = self._named
         self._rank_after = _RANK_AFTER_TICKS
         self._ticks_to_rank = _RANK_AFTER_TICKS
+        # The first to be asked at a scrape, so that what the others tell is up to date.
+        registry.register(_Before(self.take_in))
 
         declare.section("Forecasts of all symbols")
         self._scored = declare.counter(
@@ -245,6 +237,12 @@ class PredictorMetrics:
             "flag",
             FLAG_LABELS,
         )
+        self._degraded = declare.counters(
+            "usp_degraded_begun_total",
+            "Symbols that fell into degraded mode, by what the gate found; with two reasons one counts twice.",
+            "reason",
+            (*DEGRADING_REASONS, OTHER),
+        )
         self._in_grace = declare.counter(
             "usp_predictions_in_grace_total", "Predictions made in the grace period after an alarm."
         )
@@ -261,11 +259,16 @@ class PredictorMetrics:
             (*_INCIDENTS, OTHER),
         )
 
+        self._error_ratio = declare.histogram(
+            "usp_forecast_error_ratio",
+            f"Absolute error of a scored forecast over its scale, at most {ERROR_CAP:g}; 1 is as expected.",
+            (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0),
+        ).series()
+
         declare.section("State of the predictor, over all symbols")
-        self._distributions = {
-            column: declare.histogram(name, meaning, bounds).series()
-            for name, column, meaning, bounds in _DISTRIBUTIONS
-        }
+        distributions = [
+            declare.histogram(name, meaning, bounds).series() for name, _, meaning, bounds in _DISTRIBUTIONS
+        ]
         statistic = declare.histogram(
             "usp_detector_statistic",
             "Statistics of the change detector; an alarm rings where one passes its threshold.",
@@ -273,9 +276,12 @@ class PredictorMetrics:
             "statistic",
             STATISTICS,
         )
-        self._statistics = {column: statistic.series(label) for label, column in STATISTICS.items()}
+        distributions += [statistic.series(label) for label in STATISTICS]
         weight = declare.histogram("usp_kernel_weight", "Weight of an expert.", _WEIGHT_BOUNDS, "kernel", KERNEL_NAMES)
-        self._weights: list[HistogramSeries] = [weight.series(kernel) for kernel in KERNEL_NAMES]
+        self._distributions: list[HistogramSeries] = [*distributions, *map(weight.series, KERNEL_NAMES)]
+        self._of_transport = [
+            declare.histogram(name, meaning, bounds).series() for name, _, meaning, bounds in _OF_TRANSPORT
+        ]
         self._tiers = declare.counters(
             "usp_predictions_by_dgm_tier_total",
             "Predictions by architecture of the Deep Galerkin network, 0 the smallest.",
@@ -289,55 +295,123 @@ class PredictorMetrics:
             (*SOLVER_SCHEMES, OTHER),
         )
 
+        registry.register(_SymbolStates(declare, self._count_states))
+
         declare.section("Chosen symbols")
-        self._board = _SymbolSeries(declare, registry)
+        self._board = SymbolSeries(declare, registry)
 
     def record(self, partition: TopicPartition, rows: PredictionRows) -> None:
-        """These predictions are published; rows of one symbol in their order."""
-        symbols = rows.symbols
-        if not len(symbols):
+        """These predictions are published; rows of one symbol in their order.
+
+        They are put aside, and counted together with others once there are enough, or somebody asks: a numpy call
+        costs the same for ten rows as for a thousand.
+        """
+        size = len(rows.symbols)
+        if not size:
             return
-        memory = self._memories.get(partition)
-        if memory is None:
-            memory = self._memories[partition] = _Memory()
-        index = memory.rows_of(symbols)
-        self._score(memory, index, rows)
-        for column, series in (*self._distributions.items(), *self._statistics.items()):
-            series.observe_array(rows.column(column))
-        weights = rows.column("weights")
-        for number, series in enumerate(self._weights):
-            series.observe_array(weights[:, number])
-        _count_values(self._modes, rows.column("mode"), MODE_LABELS)
-        _count_values(self._tiers, rows.column("dgm_tier"), TIERS)
-        _count_values(self._schemes, rows.column("solver_scheme"), SOLVER_SCHEMES)
-        for flag, column in FLAG_COLUMNS:
-            if count := int(np.count_nonzero(rows.column(column))):
-                self._flags.add(flag, count)
-        self._in_grace.inc(int(np.count_nonzero(rows.column("grace_counter"))))
-        first = len(GATE_REASON_LABELS) - len(PASSING_REASONS)
-        count_bits(self._marked, np.asarray(rows.column("gate_reasons"), np.int64) >> first, PASSING_REASONS)
-        count_bits(self._incidents, np.asarray(rows.column("result_code"), np.int64) & ~_NO_INCIDENT, _INCIDENTS)
-        self._follow(memory, index, rows)
+        with self._lock:
+            self._pending.append((partition, rows))
+            self._num_pending += size
+            if self._num_pending >= _PENDING_ROWS or len(self._pending) >= _PENDING_ANSWERS:
+                self._take_in()
+
+    def take_in(self) -> None:
+        """Count what was put aside."""
+        with self._lock:
+            self._take_in()
 
     def record_given_up(self, partition: TopicPartition) -> None:
         """The partition is not this replica's any more."""
-        if memory := self._memories.pop(partition, None):
-            self._board.keep_only(self._chosen - memory.index.keys())
+        with self._lock:
+            self._take_in()
+            if self._memories.pop(partition, None) is not None:
+                gone = frozenset(self._activity.names(partition))
+                self._activity.drop(partition)
+                self._board.keep_only(self._chosen - gone)
 
-    def _score(self, memory: _Memory, index: NDArray[np.int64], rows: PredictionRows) -> None:
-        """Compare each accepted tick with the forecast after the accepted tick before it, of the same symbol."""
-        accepted = np.flatnonzero(rows.column("accepted"))
-        if not accepted.size:
+    def _take_in(self) -> None:
+        pending, self._pending, self._num_pending = self._pending, [], 0
+        if not pending:
             return
-        # Sorted by symbol, and within one by time, the row before is that of the tick before.
-        order = accepted[np.argsort(index[accepted], kind="stable")]
-        symbol = index[order]
+        together = _Together(pending)
+        self._distribute(together)
+        self._count(together)
+        found = []
+        for partition, part, symbols in together.parts:
+            rows = self._activity.rows_of(partition, symbols)
+            names = self._activity.names(partition)
+            memory = self._memories.setdefault(partition, _Memory())
+            memory.hold(len(names))
+            order = np.argsort(rows, kind="stable")
+            by_symbol = _BySymbol(part.start + order, rows[order])
+            self._score(memory, by_symbol, together)
+            self._follow(memory, by_symbol, together)
+            if self._top:
+                self._activity.count(partition, rows)
+            found.append((names, by_symbol))
+        if self._top:
+            self._rank(len(together.values))
+        if self._chosen:
+            self._show(found, together)
+
+    def _show(self, found: Sequence[tuple[Sequence[str], "_BySymbol"]], together: "_Together") -> None:
+        """Bring the series of chosen symbols up to date; ``found`` has each partition's names and rows."""
+        latest: dict[str, int] = {}
+        alarms: collections.Counter[str] = collections.Counter()
+        alarmed = np.asarray(together.column("alarm_kind")) != 0
+        for names, by_symbol in found:
+            last = by_symbol.is_last
+            rows: list[int] = by_symbol.rows[last].tolist()
+            for row, position in zip(rows, by_symbol.order[last].tolist(), strict=True):
+                if names[row] in self._chosen:
+                    latest[names[row]] = position
+            rows = by_symbol.rows[alarmed[by_symbol.order]].tolist()
+            alarms.update(names[row] for row in rows)
+        if latest:
+            self._board.update(latest, together.values, together.column, alarms)
+
+    def _count(self, together: "_Together") -> None:
+        _count_values(self._modes, together.column("mode"), MODE_LABELS)
+        _count_values(self._tiers, together.column("dgm_tier"), TIERS)
+        _count_values(self._schemes, together.column("solver_scheme"), SOLVER_SCHEMES)
+        for flag, column in FLAG_COLUMNS:
+            if count := int(np.count_nonzero(together.column(column))):
+                self._flags.add(flag, count)
+        self._in_grace.inc(int(np.count_nonzero(together.column("grace_counter"))))
+        passing = together.bits("gate_reasons") >> len(GATE_REASON_LABELS) - len(PASSING_REASONS)
+        count_bits(self._marked, passing, PASSING_REASONS)
+        count_bits(self._incidents, together.bits("result_code") & ~_NO_INCIDENT, _INCIDENTS)
+
+    def _distribute(self, together: "_Together") -> None:
+        """Refused ticks are left out, for they have no step; and the transport is of those that it was solved for."""
+        accepted = np.asarray(together.column("accepted"), bool)
+        of_all = np.empty((len(self._distributions), int(np.count_nonzero(accepted))))
+        columns = [column for _, column, _, _ in _DISTRIBUTIONS] + list(STATISTICS.values())
+        for number, column in enumerate(columns):
+            of_all[number] = together.column(column)[accepted]
+        of_all[len(columns) :] = together.column("weights")[accepted].T
+        if of_all.size:
+            observe_rows(self._distributions, of_all)
+        solved = accepted & (np.asarray(together.column("sinkhorn_iterations")) > 0)
+        transport = np.empty((len(_OF_TRANSPORT), int(np.count_nonzero(solved))))
+        for number, (_, column, _, _) in enumerate(_OF_TRANSPORT):
+            transport[number] = together.column(column)[solved]
+        if transport.size:
+            observe_rows(self._of_transport, transport)
+
+    def _score(self, memory: _Memory, by_symbol: "_BySymbol", together: "_Together") -> None:
+        """Compare each accepted tick with the forecast after the accepted tick before it, of the same symbol."""
+        accepted = np.asarray(together.column("accepted"), bool)[by_symbol.order]
+        order, symbol = by_symbol.order[accepted], by_symbol.rows[accepted]
+        if not order.size:
+            return
         now = np.empty((len(_KEPT) + 1, len(order)))
         for number, name in enumerate(_KEPT):
-            now[number] = np.asarray(rows.column(name))[order]
-        now[-1] = rows.values[order]
+            now[number] = together.column(name)[order]
+        now[-1] = together.values[order]
         # Nothing is asked of a forecast that was made while warming up.
-        now[:-1, np.asarray(rows.column("warming_up"), bool)[order]] = np.nan
+        now[:-1, np.asarray(together.column("warming_up"), bool)[order]] = np.nan
+        # Sorted by symbol, and within one by time, the row before is that of the tick before.
         is_first = np.concatenate([[True], symbol[1:] != symbol[:-1]])
         before = np.empty_like(now)
         before[:, 1:] = now[:, :-1]
@@ -352,115 +426,148 @@ class PredictorMetrics:
         for number, level in enumerate(LEVELS):
             low, high = before[2 + 2 * number], before[3 + 2 * number]
             self._covered.add(level, int(np.count_nonzero((low <= value) & (value <= high))))
-        for counter, forecast in ((self._error, before[0]), (self._naive_error, before[-1])):
-            counter.inc(float(np.minimum(np.abs(value - forecast) / before[1], ERROR_CAP).sum()))
+        errors = np.minimum(np.abs(value - np.stack([before[0], before[-1]])) / before[1], ERROR_CAP)
+        self._error.inc(float(errors[0].sum()))
+        self._naive_error.inc(float(errors[1].sum()))
+        if value.size:
+            observe_rows([self._error_ratio], errors[:1])
 
-    def _follow(self, memory: _Memory, index: NDArray[np.int64], rows: PredictionRows) -> None:
-        """Bring the series of chosen symbols up to date, and choose again now and then."""
-        if self._top:
-            memory.counts += np.bincount(index, minlength=len(memory.counts))
-            self._ticks_to_rank -= len(index)
-            if self._ticks_to_rank <= 0:
-                self._rank_after = min(2 * self._rank_after, _RANK_AFTER_TICKS_AT_MOST)
-                self._ticks_to_rank = self._rank_after
-                self._rank()
-        if not self._chosen:
+    def _follow(self, memory: _Memory, by_symbol: "_BySymbol", together: "_Together") -> None:
+        """Keep the last state of every symbol, and count those that have just been degraded."""
+        order, rows = by_symbol.order, by_symbol.rows
+        degraded = np.asarray(together.column("degraded_inference_mode"), bool)[order]
+        before = np.empty_like(degraded)
+        before[1:] = degraded[:-1]
+        before[by_symbol.is_first] = memory.was_degraded[rows[by_symbol.is_first]]
+        begun = together.bits("gate_reasons")[order[degraded & ~before]]
+        count_bits(self._degraded, _packed(begun, _DEGRADING_BITS), DEGRADING_REASONS)
+        last = by_symbol.is_last
+        memory.was_degraded[rows[last]] = degraded[last]
+        for number, column in enumerate(_STATES):
+            memory.states[number, rows[last]] = np.minimum(together.column(column)[order[last]], _MOST_STATES)
+
+    def _rank(self, num_ticks: int) -> None:
+        """Choose the symbols with most ticks anew now and then."""
+        self._ticks_to_rank -= num_ticks
+        if self._ticks_to_rank > 0:
             return
-        if latest := {symbol: row for row, symbol in enumerate(rows.symbols) if symbol in self._chosen}:
-            self._board.update(latest, rows)
-
-    def _rank(self) -> None:
-        """Name the symbols with most ticks; what lies further back counts half each time."""
-        ranking: list[tuple[float, str]] = []
-        for memory in self._memories.values():
-            names = list(memory.index)
-            counts = memory.counts[: len(names)]
-            for position in np.argsort(-counts, kind="stable")[: self._top].tolist():
-                ranking.append((-float(counts[position]), names[position]))
-            memory.counts *= 0.5
-        self._chosen = self._named | {name for _, name in sorted(ranking)[: self._top]}
+        self._rank_after = min(2 * self._rank_after, _RANK_AFTER_TICKS_AT_MOST)
+        self._ticks_to_rank = self._rank_after
+        self._chosen = self._named | {busy.symbol for busy in self._activity.review(self._top)}
         self._board.keep_only(self._chosen)
 
-
-class _SymbolSeries(Collector):
-    """Gauges of single symbols, as they were on the last tick of each."""
-
-    def __init__(self, declare: Declarations, registry: CollectorRegistry) -> None:
-        self._lock = threading.Lock()
-        self._rows: dict[str, _SymbolRow] = {}
-        self._families: list[tuple[str, str, tuple[str, ...]]] = [
-            ("usp_symbol_value", "The last value, in the symbol's own units.", ("symbol",)),
-            *((name, meaning, ("symbol",)) for name, _, meaning in _OF_A_SYMBOL),
-            ("usp_symbol_interval", "Ends of the forecast's intervals.", ("symbol", "level", "end")),
-            ("usp_symbol_kernel_weight", "Weight of an expert.", ("symbol", "kernel")),
-            ("usp_symbol_detector_statistic", "Statistics of the change detector.", ("symbol", "statistic")),
-            ("usp_symbol_alarms", "Alarms since the symbol was chosen.", ("symbol",)),
-        ]
-        for name, meaning, labels in self._families:
-            declare.told(name, "gauge", meaning, labels)
-        registry.register(self)
-
-    def update(self, latest: Mapping[str, int], rows: PredictionRows) -> None:
-        """``latest`` has the row of each chosen symbol; alarms are counted on it and, of one batch, once."""
-        positions = np.fromiter(latest.values(), np.int64, len(latest))
-        values = np.asarray(rows.values)[positions].tolist()
-        single = [np.asarray(rows.column(column))[positions].tolist() for _, column, _ in _OF_A_SYMBOL]
-        ends = [np.asarray(rows.column(name))[positions].tolist() for pair in LEVELS.values() for name in pair]
-        statistics = [np.asarray(rows.column(name))[positions].tolist() for name in STATISTICS.values()]
-        weights = np.asarray(rows.column("weights"))[positions].tolist()
-        alarmed = {rows.symbols[row] for row in np.flatnonzero(rows.column("alarm_kind")).tolist()}
+    def _count_states(self) -> Sequence[NDArray[np.int64]]:
+        """For each of ``_STATES`` how many symbols have each value at the moment."""
         with self._lock:
-            for number, symbol in enumerate(latest):
-                known = self._rows.get(symbol)
-                self._rows[symbol] = _SymbolRow(
-                    value=values[number],
-                    single=[column[number] for column in single],
-                    ends=[column[number] for column in ends],
-                    statistics=[column[number] for column in statistics],
-                    weights=weights[number],
-                    num_alarms=(known.num_alarms if known else 0) + (symbol in alarmed),
-                )
+            counts = np.zeros((len(_STATES), _MOST_STATES + 1), np.int64)
+            for memory in self._memories.values():
+                for number, states in enumerate(memory.states):
+                    counts[number] += np.bincount(states[states >= 0], minlength=_MOST_STATES + 1)
+        return list(counts)
 
-    def keep_only(self, symbols: frozenset[str]) -> None:
-        """Drop the series of all others."""
-        with self._lock:
-            for symbol in [one for one in self._rows if one not in symbols]:
-                del self._rows[symbol]
+
+class _Together:
+    """Answers as one, those of a partition next to each other; a column is put together when it is asked for."""
+
+    def __init__(self, pending: Sequence[tuple[TopicPartition, PredictionRows]]) -> None:
+        by_partition: dict[TopicPartition, list[PredictionRows]] = {}
+        for partition, rows in pending:
+            by_partition.setdefault(partition, []).append(rows)
+        self._rows = [rows for each in by_partition.values() for rows in each]
+        self.values = np.concatenate([np.asarray(rows.values, np.float64) for rows in self._rows])
+        self.parts: list[tuple[TopicPartition, slice, Sequence[str]]] = []
+        self._columns: dict[str, NDArray[Any]] = {}
+        first = 0
+        for partition, each in by_partition.items():
+            symbols = each[0].symbols if len(each) == 1 else [symbol for rows in each for symbol in rows.symbols]
+            self.parts.append((partition, slice(first, first + len(symbols)), symbols))
+            first += len(symbols)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One quantity of all of them."""
+        found = self._columns.get(name)
+        if found is None:
+            parts = [rows.column(name) for rows in self._rows]
+            found = self._columns[name] = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
+        return found
+
+    def bits(self, name: str) -> NDArray[np.int64]:
+        """A quantity that is a set of bits."""
+        return np.asarray(self.column(name), np.int64)
+
+
+class _BySymbol:
+    """Positions of one partition's rows, ``order``, sorted by symbol and within one by time, and whose they are."""
+
+    __slots__ = ("is_first", "is_last", "order", "rows")
+
+    def __init__(self, order: NDArray[np.intp], rows: NDArray[np.intp]) -> None:
+        self.order, self.rows = order, rows
+        self.is_first = np.concatenate([[True], rows[1:] != rows[:-1]])
+        self.is_last = np.concatenate([self.is_first[1:], [True]])
+
+
+class _Before(Collector):
+    """Has something done before the metrics are read that were registered after it."""
+
+    def __init__(self, do_fn: Callable[[], None]) -> None:
+        self._do_fn = do_fn
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """No metric."""
+        return []
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """No metric."""
+        self._do_fn()
+        return []
+
+
+class _SymbolStates(Collector):
+    """How many symbols are in which state; counted when it is asked for."""
+
+    def __init__(self, declare: Declarations, count_fn: Callable[[], Sequence[NDArray[np.int64]]]) -> None:
+        self._count_fn = count_fn
+        self._families = (
+            ("usp_grace_symbols", f"Symbols in the grace period after an alarm, {_HERE}.", None, ()),
+            ("usp_mode_symbols", f"Symbols by operating mode, {_HERE}.", "mode", MODE_LABELS),
+            (
+                "usp_dgm_tier_symbols",
+                f"Symbols by architecture of the Deep Galerkin network, 0 the smallest, {_HERE}.",
+                "tier",
+                TIERS,
+            ),
+        )
+        for name, meaning, label, values in self._families:
+            known = {} if label is None else {label: (*values, OTHER)}
+            declare.told(name, "gauge", meaning, tuple(known), known)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """The metrics without values."""
-        return [GaugeMetricFamily(name, meaning, labels=labels) for name, meaning, labels in self._families]
+        return [
+            GaugeMetricFamily(name, meaning, labels=() if label is None else (label,))
+            for name, meaning, label, _ in self._families
+        ]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """The metrics with the values of all chosen symbols that have come."""
-        families = {name: GaugeMetricFamily(name, meaning, labels=labels) for name, meaning, labels in self._families}
-        with self._lock:
-            known = sorted(self._rows.items())
-        ends = [(level, end) for level in LEVELS for end in ("lower", "upper")]
-        for symbol, row in known:
-            families["usp_symbol_value"].add_metric((symbol,), row.value)
-            families["usp_symbol_alarms"].add_metric((symbol,), row.num_alarms)
-            for (name, _, _), value in zip(_OF_A_SYMBOL, row.single, strict=True):
-                families[name].add_metric((symbol,), value)
-            for (level, end), value in zip(ends, row.ends, strict=True):
-                families["usp_symbol_interval"].add_metric((symbol, level, end), value)
-            for kernel, value in zip(KERNEL_NAMES, row.weights, strict=True):
-                families["usp_symbol_kernel_weight"].add_metric((symbol, kernel), value)
-            for statistic, value in zip(STATISTICS, row.statistics, strict=True):
-                families["usp_symbol_detector_statistic"].add_metric((symbol, statistic), value)
-        return families.values()
+        """The metrics, with zero for what no symbol is in."""
+        families = list(self.describe())
+        for (_, _, label, values), family, counts in zip(self._families, families, self._count_fn(), strict=True):
+            if label is None:
+                family.add_metric((), int(counts[1:].sum()))
+                continue
+            for value, count in zip(values, counts[: len(values)].tolist(), strict=True):
+                family.add_metric((value,), count)
+            family.add_metric((OTHER,), int(counts[len(values) :].sum()))
+        return families
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _SymbolRow:
-    """What is shown of one symbol."""
-
-    value: float
-    single: list[float]
-    ends: list[float]
-    statistics: list[float]
-    weights: list[float]
-    num_alarms: int
+def _packed(bits: NDArray[np.int64], wanted: Sequence[int]) -> NDArray[np.int64]:
+    """The wanted bits of each, next to each other."""
+    packed = np.zeros_like(bits)
+    for place, bit in enumerate(wanted):
+        packed |= (bits >> bit & 1) << place
+    return packed
 
 
 def count_bits(counters: CountersByLabel, bits: NDArray[np.int64], labels: Sequence[str]) -> None:

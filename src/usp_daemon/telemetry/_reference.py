@@ -28,6 +28,7 @@ Units are seconds, bytes and records. Only the metrics under "Chosen symbols" na
 `telemetry.symbols` and the `telemetry.top_symbols` that had most ticks lately, so that ten thousand symbols do not
 flood Prometheus; everything else is a total or a distribution over all symbols. In OpenMetrics form an alarm's counter
 carries an exemplar with symbol, partition and offset of the last such tick; the alarms topic has the alarm itself.
+Prometheus keeps exemplars only where it is started with `--enable-feature=exemplar-storage`.
 
 Shares are ratios of rates. How many values lay in the 80 % intervals, and the error relative to that of the forecast
 that nothing changes:

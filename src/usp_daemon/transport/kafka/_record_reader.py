@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer
@@ -35,22 +35,38 @@ class ReadRecord(NamedTuple):
     timestamp_ms: int
 
 
+class MissingTopicsError(TransportError):
+    """Topics that are not there, or that this client may not see."""
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self.topics = tuple(topics)
+        super().__init__(
+            f"missing topics: {', '.join(topics)}; `usp-daemon run` creates them when it starts. If they "
+            "are there, this client needs the right to DESCRIBE and READ them"
+        )
+
+
 class RecordReader:
     """Reads ``topics`` from their oldest record on, or only what comes after :meth:`open`; transactions count once they
-    are committed. Partitions that are added later are read too.
+    are committed. Partitions that are added later are read too. ``new_topics`` are read from their oldest record on in
+    any case.
     """
 
-    def __init__(self, kafka: Kafka, topics: Sequence[str], *, from_beginning: bool) -> None:
+    def __init__(
+        self, kafka: Kafka, topics: Sequence[str], *, from_beginning: bool, new_topics: Collection[str] = ()
+    ) -> None:
         self._kafka = kafka
         self._topics = tuple(topics)
         self._from_beginning = from_beginning
+        self._new_topics = frozenset(new_topics)
         self._consumer: AIOKafkaConsumer | None = None
         self._watch: ClientWatch | None = None
 
     async def open(self) -> None:
         """Connect and find the position in every partition.
 
-        Raises :class:`TransportError` when no broker can be reached, it refuses, or a topic is not there.
+        Raises :class:`MissingTopicsError` when a topic is not there, and :class:`TransportError` when no broker can be
+        reached, or it refuses.
         """
         options = client_options(self._kafka)
         await check_reachable(options)
@@ -70,13 +86,12 @@ class RecordReader:
                 known = await consumer.topics()
                 missing = [topic for topic in self._topics if topic not in known]
                 if missing:
-                    raise TransportError(
-                        f"missing topics: {', '.join(missing)}; `usp-daemon run` creates them when it starts. If they "
-                        "are there, this client needs the right to DESCRIBE and READ them"
-                    )
+                    raise MissingTopicsError(missing)
                 assigned = consumer._subscription.wait_for_assignment()
                 consumer.subscribe(list(self._topics))
                 await assigned
+                if new := [each for each in consumer.assignment() if each.topic in self._new_topics]:
+                    await consumer.seek_to_beginning(*new)
                 # Asked for now, so that "latest" is the end at this moment and not at the first poll.
                 for partition in consumer.assignment():
                     await consumer.position(partition)
