@@ -22,7 +22,7 @@ DEFAULT = PredictorConfig()
 STEPS = {
     "fusion_method": ("jko", "jko"),
     "kernel_a_embedding_dim": (3, 8),
-    "kernel_a_lags": (9, 24),
+    "kernel_a_lags": (3, 24),
     "kernel_a_features": (16, 48),
     "dgm_width_size": (32, 256),
     "dgm_depth": (2, 8),
@@ -35,7 +35,7 @@ A, B, D = "model/kernels/0", "model/kernels/1", "model/kernels/3"
 # Where each field's change may show; everything else keeps its bits.
 TOUCHES = {
     "kernel_a_embedding_dim": (f"{A}/gaussian",),
-    "kernel_a_lags": (f"{A}/linear", f"{A}/gaussian"),
+    "kernel_a_lags": (f"{A}/linear",),
     "kernel_a_features": (f"{A}/gaussian",),
     "dgm_width_size": (f"{B}/tier",),
     "dgm_depth": (f"{B}/tier",),
@@ -150,7 +150,6 @@ def test_there_and_back_again_keeps_what_was_kept(change):
     there, first = migrated(states, DEFAULT, changed(**change))
     back, _ = migrated(there, changed(**change), DEFAULT)
     anew = {
-        "kernel_a_lags": (f"{A}/gaussian",),
         # a window's signature is that of its increments; here it was random
         "signature_window": (f"{D}/ridge", f"{D}/features", f"{D}/error_variance", f"{D}/samples", f"{D}/levels"),
     }.get(next(iter(change)), ())
@@ -191,7 +190,7 @@ def test_new_regressors_stand_at_the_prior_of_the_new_parameters():
     states = trained(DEFAULT)
     result, _ = migrated(states, DEFAULT, new)
     for prefix, places, features in (
-        (f"{A}/linear", np.arange(17, 21), f"{A}/linear_features"),
+        (f"{A}/linear", np.arange(7, 21), f"{A}/linear_features"),
         (f"{D}/ridge", np.arange(14, 32), f"{D}/features"),
     ):
         root = result.arrays[f"{prefix}/root"]
@@ -222,7 +221,7 @@ def test_tiers_follow_the_base_network_and_stay_within_the_cap():
 def test_a_learner_that_is_not_finite_starts_anew():
     states = trained(DEFAULT)
     states.arrays[f"{A}/linear/root"][2, 3, 4] = np.nan
-    new = changed(kernel_a_lags=9)
+    new = changed(kernel_a_lags=3)
     result, _ = migrated(states, DEFAULT, new)
     assert same_bits(result.arrays[f"{A}/linear/root"][2], fresh(new)[f"{A}/linear/root"])
     healthy, _ = migrated(trained(DEFAULT), DEFAULT, new)
@@ -232,7 +231,7 @@ def test_a_learner_that_is_not_finite_starts_anew():
 
 def test_a_partition_without_symbols():
     empty = PartitionStates((), {path: array[:0] for path, array in trained(DEFAULT).arrays.items()})
-    result, _ = migrated(empty, DEFAULT, changed(kernel_a_lags=9, log_sig_depth=4, signature_window=24))
+    result, _ = migrated(empty, DEFAULT, changed(kernel_a_lags=3, log_sig_depth=4, signature_window=24))
     assert all(len(array) == 0 for array in result.arrays.values())
 
 

@@ -123,7 +123,6 @@ def test_a_key_unlike_any_other_gets_no_hint() -> None:
         ({"kernels.stiffness_c1": 300.0}, "kernels.stiffness_c1"),
         ({"validation.validation_holder_exponent_min": 1.0}, "validation.validation_holder_exponent_min"),
         ({"orchestration.holder_threshold": 0.96}, "orchestration.holder_threshold"),
-        ({"kernels.kernel_a_lags": 3}, "kernels.kernel_a_embedding_dim"),
         ({"wire.symbol_field": "value"}, "wire.symbol_field"),
         ({"meta_optimization.n_startup_trials": 60}, "meta_optimization.n_startup_trials"),
         ({"meta_optimization.cusum_k_min": 1.5}, "meta_optimization.cusum_k_min"),

@@ -71,16 +71,37 @@ def test_a_sample_without_weight_teaches_nothing() -> None:
     np.testing.assert_allclose(after.root, state.root, atol=1e-10)
 
 
-def test_forget_widens_and_keeps_coefficients() -> None:
-    prior = jnp.asarray(1.0)
+def _trained(prior) -> ridge.RidgeState:
     state = ridge.init(3, prior)
     for k in range(30):
         x = jnp.asarray([np.sin(k), np.cos(2.0 * k), 1.0])
         state = ridge.update(state, x, jnp.asarray(float(k % 3)), jnp.asarray(1.0), jnp.asarray(1.0), prior)
-    wide = ridge.forget(state, jnp.asarray(0.4))
-    np.testing.assert_array_equal(wide.coefficients, state.coefficients)
-    before, after = (np.sum(np.square(np.asarray(s.root)), axis=1) for s in (state, wide))
-    np.testing.assert_allclose(after, before + 0.4, rtol=1e-12)
+    return state
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0, 1e9])
+def test_a_discount_is_a_tick_of_much_forgetting_without_a_sample(factor: float) -> None:
+    prior = jnp.asarray(1.0)
+    state = _trained(prior)
+    less = ridge.discount(state, jnp.asarray(factor), prior)
+    one = jnp.asarray(1.0)
+    expected = ridge.update(state, jnp.zeros(3), one, jnp.asarray(1.0 / factor), one, prior)
+    np.testing.assert_array_equal(less.coefficients, state.coefficients)
+    np.testing.assert_allclose(less.root, expected.root, rtol=1e-12)
+    before, after = (np.sum(np.square(np.asarray(each.root)), axis=1) for each in (state, less))
+    np.testing.assert_allclose(after, np.minimum(factor * before, 1.0), rtol=1e-12)
+
+
+def test_a_variance_above_the_bound_is_not_made_larger_by_a_discount() -> None:
+    state = _trained(jnp.asarray(1.0))
+    less = ridge.discount(state, jnp.asarray(4.0), jnp.asarray(1e-9))
+    np.testing.assert_array_equal(less.root, state.root)
+
+
+def test_a_regime_change_makes_the_past_count_a_quarter() -> None:
+    memory = jnp.asarray(200.0)
+    assert float(ridge.forgetting(memory, jnp.asarray(False))) == pytest.approx(0.995)
+    assert float(ridge.forgetting(memory, jnp.asarray(True))) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("prior", [1.0, 1e6])
@@ -125,13 +146,13 @@ def test_float32_stays_positive_definite_over_a_million_dead_constant_and_wild_t
 
 @pytest.mark.parametrize("size", [3, 6, 24])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 1e-3)])
-def test_one_update_is_forgetting_potter_s_step_bound_and_widening_in_turn(size: int, dtype, tolerance: float) -> None:
+def test_one_update_is_forgetting_potter_s_step_and_bound_in_turn(size: int, dtype, tolerance: float) -> None:
     # Each on its own, on the covariance itself and in float64; the bound binds for some coefficients only.
     generator = np.random.default_rng(size)
     root = generator.standard_normal((size, size)).astype(dtype)
     coefficients, features = generator.standard_normal((2, size)).astype(dtype)
-    forgetting, weight, bound, added = 0.98, 0.7, 1.1 * float(np.median(np.sum(root**2, axis=1))), 0.3
-    arguments = [jnp.asarray(value, dtype) for value in (1.7, forgetting, weight, bound, added)]
+    forgetting, weight, bound = 0.98, 0.7, 1.1 * float(np.median(np.sum(root**2, axis=1)))
+    arguments = [jnp.asarray(value, dtype) for value in (1.7, forgetting, weight, bound)]
     state = ridge.RidgeState(jnp.asarray(coefficients), jnp.asarray(root))
     updated = ridge.update(state, jnp.asarray(features), *arguments)
 
@@ -140,7 +161,7 @@ def test_one_update_is_forgetting_potter_s_step_bound_and_widening_in_turn(size:
     gain = covariance @ features / (1.0 / weight + features @ covariance @ features)
     covariance = covariance - np.outer(gain, features @ covariance)
     variances = np.diag(covariance)
-    scale = np.sqrt(np.minimum(1.0, bound / variances) + added / variances)
+    scale = np.sqrt(np.minimum(1.0, bound / variances))
     assert 0 < np.sum(variances > bound) < size
     expected = scale[:, None] * covariance * scale[None, :]
     found = np.asarray(updated.root, np.float64)

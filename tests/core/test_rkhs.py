@@ -103,12 +103,69 @@ def test_a_season_of_twenty_four_is_found_and_used() -> None:
     assert error < 0.6 * persistence
 
 
+@pytest.mark.parametrize(("season", "noise"), [(50, 1.0), (24, 1.0)])
+def test_a_smooth_season_is_found_under_noise_that_hides_it_in_the_increments(season: int, noise: float) -> None:
+    time = np.arange(1500)
+    values = 3.0 * np.sin(2.0 * np.pi * time / season) + noise * np.random.default_rng(7).standard_normal(1500)
+    increments = np.diff(values)
+    lagged = np.corrcoef(increments[season:], increments[:-season])[0, 1]
+    assert lagged < PredictorConfig().season_min_correlation
+    state, *_ = _run(values)
+    assert abs(int(state.season_length) - season) <= 1
+
+
+def test_a_season_is_not_taken_for_its_multiples() -> None:
+    time = np.arange(1500)
+    profile = np.random.default_rng(11).standard_normal(12)
+    values = 2.0 * profile[time % 12] + np.random.default_rng(12).standard_normal(1500)
+    state, *_ = _run(values)
+    assert int(state.season_length) == 12
+
+
+def test_the_mean_over_seasons_is_better_than_the_last_two() -> None:
+    # A profile without a short recursion, under white noise of variance 1. One season back forecasts with the variance
+    # 2 of two noises; the mean of eight, which is all that is averaged, with 1 + 1/8.
+    time = np.arange(3000)
+    profile = 3.0 * np.random.default_rng(13).standard_normal(24)
+    values = profile[time % 24] + np.random.default_rng(14).standard_normal(3000)
+    _, prediction, _, _, scale = _run(values)
+    error, _ = _mean_absolute(values, prediction, scale, 1500)
+    expected = np.sqrt(2.0 / np.pi)
+    assert error < 1.2 * expected
+    assert error < 0.95 * np.sqrt(1.5) * expected  # the mean of two
+
+
+def test_what_was_learned_without_the_season_does_not_hold_up_what_is_learned_with_it() -> None:
+    # Nearly free of noise: the errors before the season was found are a hundred times those after it.
+    time = np.arange(600)
+    profile = np.random.default_rng(15).standard_normal(24).cumsum()
+    profile -= np.linspace(0.0, profile[-1], 24)
+    values = profile[time % 24] + 0.01 * np.random.default_rng(16).standard_normal(600)
+    state, prediction, _, _, scale = _run(values)
+    assert int(state.season_length) == 24
+    error, persistence = _mean_absolute(values, prediction, scale, 200)
+    assert error < 0.03 * persistence
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_season_is_seen_in_noise(seed: int) -> None:
     walk = np.cumsum(np.random.default_rng(seed).standard_normal(1000))
     state, *_ = _run(walk)
     assert int(state.season_length) == 0
     assert float(state.season_correlation) == 0.0
+
+
+def test_a_threshold_is_seen_at_short_delays() -> None:
+    # SETAR: which of two autoregressions holds depends on the side of zero.
+    noise = np.random.default_rng(17).standard_normal(4000)
+    values = np.zeros(4000)
+    for t in range(1, 4000):
+        values[t] = (0.8 * values[t - 1] if values[t - 1] <= 0.0 else 1.0 - 0.9 * values[t - 1]) + noise[t]
+    _, prediction, linear, _, scale = _run(values)
+    both, _ = _mean_absolute(values, prediction, scale, 2000)
+    alone, _ = _mean_absolute(values, linear, scale, 2000)
+    best = np.abs(noise[2001:]).mean()
+    assert both - best < 0.8 * (alone - best)
 
 
 def test_the_gaussian_part_sees_what_a_linear_recursion_cannot() -> None:

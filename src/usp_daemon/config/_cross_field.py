@@ -54,11 +54,6 @@ RULES: tuple[CrossFieldRule, ...] = (
         "less than validation.validation_holder_exponent_max - orchestration.holder_hysteresis: else emergency stays",
     ),
     CrossFieldRule(
-        ("kernels.kernel_a_embedding_dim", "kernels.kernel_a_lags"),
-        lambda dimension, lags: dimension <= lags + 1,
-        "at most kernels.kernel_a_lags + 1",
-    ),
-    CrossFieldRule(
         ("wire.symbol_field", "wire.time_field", "wire.value_field"),
         lambda *names: len(set(names)) == len(names),
         "another name than wire.time_field and wire.value_field, and those two different",

@@ -97,7 +97,7 @@ class Orchestration:
             0.0,
             64.0,
         ),
-    ] = 8.0
+    ] = 16.0
     anchor_threshold: Annotated[
         float,
         traced(
@@ -109,7 +109,7 @@ class Orchestration:
     ] = 1.0
     anchor_memory_ticks: Annotated[
         float, traced("Memory of the evidence that an expert beats persistence.", "ticks", 10.0, 100_000.0)
-    ] = 500.0
+    ] = 300.0
     jko_domain_length: Annotated[
         float, traced("Length L of the domain in the relaxation time L^2 / sigma^2 of the JKO flow.", "", 0.01, 100.0)
     ] = 1.0
@@ -305,9 +305,9 @@ class Kernels:
         float, traced("Autocorrelation that a lag must reach to be taken for a season.", "", 0.0, 1.0)
     ] = 0.25
     kernel_a_embedding_dim: Annotated[
-        int, structural("Delays in the embedding of the Gaussian part.", "lags", 1, 32)
+        int, structural("Delays in the long embedding of the Gaussian part: 0, then from 1 to 16.", "lags", 1, 16)
     ] = 5
-    kernel_a_lags: Annotated[int, structural("Lags of the linear part.", "lags", 1, 64)] = 16
+    kernel_a_lags: Annotated[int, structural("Lags of the linear part.", "lags", 1, 64)] = 6
     kernel_a_features: Annotated[
         int, structural("Random Fourier features of the Gaussian part.", "features", 2, 256)
     ] = 32

@@ -97,12 +97,8 @@ def _kernel_a(
         result.kept.append(f"kernel A's linear regression on lags 1 to {kept} and its season ({change})")
         if after < before:
             result.lost.append(f"kernel A's lags {after + 1} to {before} ({change})")
-    names = ("kernel_a_embedding_dim", "kernel_a_lags", "kernel_a_features")
-    same_features = (old.kernel_a_embedding_dim, old.kernel_a_features) == (
-        new.kernel_a_embedding_dim,
-        new.kernel_a_features,
-    )
-    if same_features and rkhs.delays(old) == rkhs.delays(new):
+    names = ("kernel_a_embedding_dim", "kernel_a_features")
+    if all(getattr(old, name) == getattr(new, name) for name in names):
         result.kept.append("kernel A's regression on random features")
     else:
         _start_anew(f"{_KERNEL_A}/gaussian", pristine, result)

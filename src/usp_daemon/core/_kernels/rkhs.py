@@ -31,6 +31,7 @@ _MAX_SEASON = HISTORY_CAPACITY // 2 - 4
 _SPANS = (1, 4, 16)
 _WIDEST_SPAN = _SPANS[-1]
 _SEASON_SIGNIFICANCE = 5.0  # standard deviations of a chance correlation
+_OBSOLETE = 4.0  # ratio of variances without and with a season from which the Gaussian part begins anew
 _INPUT_BOUND = 5.0
 # Delays of the Gaussian part: its short half sees the last values, its long half reaches back geometrically.
 _SHORT_DELAYS = 3
@@ -238,14 +239,15 @@ def _search_season(
         smoothed = sums[span:] - sums[:-span]
     smoothed = smoothed[_WIDEST_SPAN - span + 1 :]
     lag = jnp.arange(_MAX_SEASON + 1, dtype=jnp.int32)
-    overlap = jnp.maximum(num_increments - lag, 1.0) + jnp.maximum(num_increments - 2 * lag, 0.0)
+    distance = lag.astype(dtype)
+    overlap = jnp.maximum(num_increments - distance, 1.0) + jnp.maximum(num_increments - 2.0 * distance, 0.0)
     both = smoothed[: _MAX_SEASON + 1] + smoothed[: 2 * _MAX_SEASON + 1 : 2]
     correlation = both / jnp.maximum(smoothed[0], 1e-12) * num_increments / overlap
     deviation = jnp.sqrt(span / overlap)
     strength = correlation / jnp.maximum(config.season_min_correlation, _SEASON_SIGNIFICANCE * deviation)
     neighbours = jnp.maximum(jnp.roll(correlation, 1), jnp.roll(correlation, -1))
     shortest = max(_MIN_SEASON, span + 2 if span > 1 else 0)
-    candidate = (lag >= shortest) & (lag < _MAX_SEASON) & (2 * lag + 8 <= num_increments)
+    candidate = (lag >= shortest) & (lag < _MAX_SEASON) & (2.0 * distance + 8.0 <= num_increments)
     candidate = candidate & (correlation >= neighbours) & (strength > 1.0)
     best = jnp.max(jnp.where(candidate, correlation, -1.0))
     season = jnp.argmax(candidate & (correlation > 0.95 * best - deviation)).astype(jnp.int32)
@@ -286,13 +288,14 @@ def refresh(state: RkhsState, context: RefreshContext, config: PredictorConfig) 
     ratio = jnp.maximum(1.0 - explained, 1e-3) / jnp.maximum(1.0 - correlation, 1e-3)
     factor = jnp.where(changed, jnp.maximum(ratio, 1.0), 1.0)
     prior = _prior_variance(config, dtype)
+    # Where the season explains most, there is nothing left of what the Gaussian part had been correcting.
+    gaussian = select_tree(
+        factor > _OBSOLETE,
+        ridge.init(config.kernel_a_features, prior),
+        ridge.discount(state.gaussian, factor, prior),
+    )
     return eqx.tree_at(
         lambda s: (s.season_length, s.season_correlation, s.linear, s.gaussian),
         state,
-        (
-            length,
-            correlation,
-            ridge.discount(state.linear, factor, prior),
-            ridge.discount(state.gaussian, factor, prior),
-        ),
+        (length, correlation, ridge.discount(state.linear, factor, prior), gaussian),
     )
