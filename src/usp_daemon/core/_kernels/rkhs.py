@@ -33,11 +33,12 @@ _WIDEST_SPAN = _SPANS[-1]
 _SEASON_SIGNIFICANCE = 5.0  # standard deviations of a chance correlation
 _OBSOLETE = 4.0  # ratio of variances without and with a season from which the Gaussian part begins anew
 _INPUT_BOUND = 5.0
-# Delays of the Gaussian part: its short half sees the last values, its long half reaches back geometrically.
-_SHORT_DELAYS = 3
+# Of the random features, the shares that see the present value alone and the last two; the rest see the long embedding.
+_NARROW_SHARES = (3 / 16, 3 / 8)
+_BANDWIDTHS = (0.5, 0.6, 1.2)  # of these three, in units of kernel_a_bandwidth
 _LONG_REACH = 16
-# Of 30 draws the one that did best on simulated threshold, switching and chaotic series.
-_PROJECTION_SEED = 16
+# Of 24 draws the one that did best on simulated threshold, switching and chaotic series.
+_PROJECTION_SEED = 6
 
 
 class RkhsState(eqx.Module):
@@ -76,17 +77,20 @@ def delays(config: PredictorConfig) -> tuple[int, ...]:
 def random_projection(config: PredictorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Delays in use, frequencies (delays, features) and phases: fixed, the same for every symbol and every run.
 
-    Two unit Gaussian kernels share the features evenly: one over the present value and the last ones, one over the
-    long embedding. A frequency is zero at the delays that its kernel does not see.
+    Three Gaussian kernels share the features: over the present value, over the last two, over the long embedding. A
+    frequency is zero at the delays that its kernel does not see.
     """
-    short, long = range(min(config.kernel_a_embedding_dim, _SHORT_DELAYS)), delays(config)
-    used = sorted({*short, *long})
+    long = delays(config)
+    used = sorted({*range(min(config.kernel_a_embedding_dim, 2)), *long})
     generator = np.random.default_rng(_PROJECTION_SEED)
-    drawn = generator.standard_normal((len(used), config.kernel_a_features))
-    num_short = config.kernel_a_features // 2
-    seen = np.stack([np.isin(used, short)] * num_short + [np.isin(used, long)] * (config.kernel_a_features - num_short))
+    frequencies = generator.standard_normal((len(used), config.kernel_a_features))
     phases = generator.uniform(0.0, 2.0 * np.pi, config.kernel_a_features)
-    return np.asarray(used, np.int32), drawn * seen.T, phases
+    num_one, num_two = (int(share * config.kernel_a_features) for share in _NARROW_SHARES)
+    for column in range(config.kernel_a_features):
+        kernel = 0 if column < num_one else 1 if column < num_one + num_two else 2
+        seen = ((0,), (0, 1), long)[kernel]
+        frequencies[:, column] *= np.isin(used, seen) / _BANDWIDTHS[kernel]
+    return np.asarray(used, np.int32), frequencies, phases
 
 
 def _prior_variance(config: PredictorConfig, dtype: jnp.dtype) -> Scalar:
