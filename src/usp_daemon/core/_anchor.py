@@ -1,10 +1,10 @@
 """Anchoring to persistence, and the running scores that weigh the kernels.
 
-A kernel's raw forecast d of the next increment e is shrunk to g d. The gain g is the lower confidence bound of the
-regression of e on d over the recent past, held to [0, 1]: a departure from "no change" counts only as far as it has
-been earned. With S the exponentially weighted sums,
+A kernel's raw forecast d of the next increment e is shrunk to g d. The gain g is the regression of e on d over the
+recent past, held to [0, 1] and shrunk as James & Stein (1961) do: a departure from "no change" counts only as far as it
+has been earned. With S the exponentially weighted sums, b = S_de / S_dd and its standard error sd,
 
-    g = clip((S_de - c sqrt(S_dd sigma^2)) / S_dd, 0, 1),   sigma^2 = residual variance of that regression.
+    g = clip(b, 0, 1) max(0, 1 - (c sd / b)^2) where b > 0, else 0.
 """
 
 import equinox as eqx

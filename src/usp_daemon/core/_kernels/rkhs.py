@@ -1,9 +1,9 @@
 """Kernel A: projection on the past in a reproducing kernel Hilbert space.
 
 Two recursive ridge regressions of the next increment. The linear one (the Wiener part) sees the last increments, the
-level and, where a season was found, the increments and level differences one and two seasons back. The Gaussian one
-sees random Fourier features (Rahimi & Recht, 2007) of a delay embedding with geometric delays, and is fitted to what
-the linear one leaves. Neither is refitted from scratch.
+level and, where a season was found, increments and level differences one and two seasons back and their means over up
+to eight. The Gaussian one sees random Fourier features (Rahimi & Recht, 2007) of the level at one, two or many delays,
+and is fitted to what the linear one leaves. Neither is refitted from scratch.
 """
 
 from typing import NamedTuple
