@@ -11,6 +11,8 @@ Each threshold is its base, which comes by simulation from the mean time between
 for, times 1 + ln(max(kurtosis, 3) / 3).
 """
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,11 @@ NUM_STATISTICS = 8
 _LN2 = 0.6931471805599453
 _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
+_SHORT_LAGS, _LONG_LAGS = 2, 11  # increments that the two filters look back on
+REFERENCE_ORDER = _LONG_LAGS + 1  # values
+# Twice the log-likelihood that the long filter must gain. On what the short one whitens it is chi-squared with
+# nine degrees of freedom, of which one in 100,000 is beyond this.
+_LONG_EVIDENCE = 40.0
 _CLUSTERING_LAGS = 20
 _BEYOND_LARGEST = 1.5
 _KINDS = (
@@ -40,15 +47,14 @@ _KINDS = (
 
 
 class ReferenceModel(eqx.Module):
-    """The held whitening filter: next increment = intercept + reversion (y - origin) + lag1 d1 + lag2 d2, units of the
-    symbol.
+    """The held whitening filter: next increment = intercept + reversion (y - origin) + sum of lags_k d_k, with d_k the
+    k-th last increment; units of the symbol. A short filter has zeros beyond its second lag.
     """
 
     origin: Scalar
     intercept: Scalar
     reversion: Scalar
-    lag1: Scalar
-    lag2: Scalar
+    lags: Float[Array, " lags"]
     sd: Scalar
     ready: Flag
 
@@ -88,7 +94,12 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
     zero = jnp.asarray(0.0, dtype)
     none = jnp.asarray(0, jnp.int32)
     reference = ReferenceModel(
-        origin=zero, intercept=zero, reversion=zero, lag1=zero, lag2=zero, sd=zero, ready=jnp.asarray(False)
+        origin=zero,
+        intercept=zero,
+        reversion=zero,
+        lags=jnp.zeros((_LONG_LAGS,), dtype),
+        sd=zero,
+        ready=jnp.asarray(False),
     )
     return ChangePointState(
         reference=reference,
@@ -120,13 +131,14 @@ def jump_scale(state: ChangePointState, error_scale: Scalar, config: PredictorCo
 
 
 def reference_forecast(reference: ReferenceModel, past: Float[Array, " past"]) -> Scalar:
-    """The reference's forecast of the next value from the last three, newest first, units of the symbol."""
+    """The reference's forecast of the next value from the last ``REFERENCE_ORDER``, newest first, units of the
+    symbol.
+    """
     return (
         past[0]
         + reference.intercept
         + reference.reversion * (past[0] - reference.origin)
-        + reference.lag1 * (past[0] - past[1])
-        + reference.lag2 * (past[1] - past[2])
+        + jnp.sum(reference.lags * (past[:-1] - past[1:]))
     )
 
 
@@ -285,21 +297,25 @@ def fit_reference(
     """
     dtype = history.dtype
     recent = history[-_FIT_CAPACITY:]
-    count = jnp.clip(config.reference_fit_ticks, 16, _FIT_CAPACITY - 3)
-    index = jnp.arange(_FIT_CAPACITY - 3, dtype=jnp.int32)
-    used = (index >= (_FIT_CAPACITY - 3 - count)).astype(dtype)
-    y1, y2, y3 = recent[2:-1], recent[1:-2], recent[:-3]
-    target = recent[3:] - y1
+    num_rows = _FIT_CAPACITY - REFERENCE_ORDER
+    count = jnp.clip(config.reference_fit_ticks, 32, num_rows)
+    index = jnp.arange(num_rows, dtype=jnp.int32)
+    used = (index >= (num_rows - count)).astype(dtype)
+    lagged = [recent[REFERENCE_ORDER - lag : -lag] for lag in range(1, REFERENCE_ORDER + 1)]
+    target = recent[REFERENCE_ORDER:] - lagged[0]
     n = jnp.sum(used)
-    origin = jnp.sum(used * y1) / n
-    columns = jnp.stack([jnp.ones_like(y1), y1 - origin, y1 - y2, y2 - y3], axis=1)
+    origin = jnp.sum(used * lagged[0]) / n
+    increments = [newer - older for newer, older in itertools.pairwise(lagged)]
+    columns = jnp.stack([jnp.ones_like(target), lagged[0] - origin, *increments], axis=1)
 
-    def fit(weights: Float[Array, " rows"], ridge: Float[Array, " 4"]) -> Float[Array, " 4"]:
+    def fit(weights: Float[Array, " rows"], ridge: Float[Array, " columns"]) -> Float[Array, " columns"]:
         weighted = columns * weights[:, None]
         gram = jnp.sum(weighted[:, :, None] * columns[:, None, :], axis=0) + jnp.diag(ridge)
         return solve_spd(gram, jnp.sum(weighted * target[:, None], axis=0))
 
-    def robust_fit(ridge: Float[Array, " 4"]) -> tuple[Float[Array, " 4"], Scalar]:
+    def robust_fit(
+        ridge: Float[Array, " columns"], num_parameters: Scalar
+    ) -> tuple[Float[Array, " columns"], Scalar, Scalar]:
         weights = used
         coefficients = fit(weights, ridge)
         spread = jnp.asarray(1.0, dtype)
@@ -309,24 +325,39 @@ def fit_reference(
             weights = used * huber_weight(residual / spread, 2.0)
             coefficients = fit(weights, ridge)
         residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
+        left = jnp.maximum(n - num_parameters, 1.0)
+        power = n * spread * spread
         for _ in range(3):
             bounded = jnp.clip(residual, -config.scale_clip * spread, config.scale_clip * spread)
-            spread = jnp.sqrt(jnp.sum(used * bounded * bounded) / jnp.maximum(n - 4.0, 1.0)) + 1e-12
-        return coefficients, spread
+            power = jnp.sum(used * bounded * bounded)
+            spread = jnp.sqrt(power / left) + 1e-12
+        return coefficients, spread, power
 
-    small = jnp.full((4,), 1e-6, dtype) * n
-    stationary, stationary_sd = robust_fit(small)
-    huge = jnp.asarray([0.0, 1e12, 0.0, 0.0], dtype)
-    unit_root, unit_root_sd = robust_fit(small + huge)
+    # A column is left out by a ridge that nothing outweighs. The long filter's further lags are held a little, so that
+    # a series without noise does not get a reference of arbitrary precision.
+    out = 1e12
+    small = jnp.full((2 + _SHORT_LAGS,), 1e-6, dtype) * n
+    further = jnp.ones((_LONG_LAGS - _SHORT_LAGS,), dtype)
+    ridges = jnp.stack([jnp.concatenate([small, out * further]), jnp.concatenate([small, 1e-3 * n * further])])
+    sizes = jnp.asarray([2.0 + _SHORT_LAGS, 2.0 + _LONG_LAGS], dtype)
+    both, both_sd, both_power = jax.vmap(robust_fit)(ridges, sizes)
+    is_long = n * (jnp.log(both_power[0] + 1e-30) - jnp.log(both_power[1] + 1e-30)) > _LONG_EVIDENCE
+    ridge, size = jnp.where(is_long, ridges[1], ridges[0]), jnp.where(is_long, sizes[1], sizes[0])
+    stationary, stationary_sd = jnp.where(is_long, both[1], both[0]), jnp.where(is_long, both_sd[1], both_sd[0])
+    unit_root, unit_root_sd, _ = robust_fit(ridge.at[1].set(out), size)
     is_unit_root = stationary[1] > -13.0 / n
     coefficients = jnp.where(is_unit_root, unit_root, stationary)
     sd = jnp.where(is_unit_root, unit_root_sd, stationary_sd)
+    # Ahead of the fitted ticks a filter misses by more, the more parameters it has; what the short one misses by is in
+    # the simulated thresholds.
+    sd = sd * jnp.sqrt((1.0 + size / n) / (1.0 + sizes[0] / n))
+    kept = ridge < out  # rounding leaves traces in what was left out
+    coefficients = jnp.where(kept, coefficients, 0.0)
     reference = ReferenceModel(
         origin=newest + origin * scale,
         intercept=coefficients[0] * scale,
         reversion=jnp.where(is_unit_root, 0.0, coefficients[1]),
-        lag1=coefficients[2],
-        lag2=coefficients[3],
+        lags=coefficients[2:],
         sd=sd * scale,
         ready=jnp.asarray(True),
     )

@@ -80,7 +80,7 @@ def _accept(
     weight = jnp.where(usual, _anchor.robust_weight(surprise, config), 0.0)
 
     # Detect.
-    past = _standardize.lagged(model.history, jnp.arange(3, dtype=jnp.int32)) + shift
+    past = _standardize.lagged(model.history, jnp.arange(_change_point.REFERENCE_ORDER, dtype=jnp.int32)) + shift
     reference = model.change_point.reference
     deviation = value - _change_point.reference_forecast(reference, past)
     innovation = jnp.where(reference.ready & usual, deviation / jnp.maximum(reference.sd, 1e-6 * scale_before), 0.0)
