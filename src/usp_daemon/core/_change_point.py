@@ -33,6 +33,10 @@ REFERENCE_ORDER = _LONG_LAGS + 1  # values
 # nine degrees of freedom, of which one in 100,000 is beyond this.
 _LONG_EVIDENCE = 40.0
 _CLUSTERING_LAGS = 20
+_CLUSTERING_CLIP = 3.0
+_CLUSTERING_MIN = 150  # innovations in a window that says something
+_CLUSTERING_MEMORY = 10.0  # windows
+_CLUSTERING_NOISE, _CLUSTERING_GAIN = 0.2, 10.0
 _BEYOND_LARGEST = 1.5
 _KINDS = (
     AlarmKind.LEVEL_UP,
@@ -75,7 +79,8 @@ class ChangePointState(eqx.Module):
     adaptive_h_t: Scalar
     grace_counter: Count
     ticks_in_regime: Count
-    clustering: Scalar  # long-run over plain variance of squared innovations, at least 1
+    clustering: Scalar  # running sum of how much volatility clusters, and the windows behind it
+    clustering_windows: Scalar
     largest: Scalar  # residual of the values that references were fitted on, units of the symbol
 
 
@@ -115,7 +120,8 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
         adaptive_h_t=jnp.asarray(config.cusum_h, dtype),
         grace_counter=none,
         ticks_in_regime=none,
-        clustering=jnp.asarray(1.0, dtype),
+        clustering=zero,
+        clustering_windows=zero,
         largest=zero,
     )
 
@@ -227,7 +233,7 @@ def update_cusum_statistics(
     )
     # A cumulative sum of autocorrelated terms wanders as far as its long-run variance: where volatility clusters, the
     # statistics of scale and of products need that much more room.
-    room = jnp.stack([one, one, one, one, *[state.clustering] * 4])
+    room = jnp.stack([one, one, one, one, *[clustering_room(state)] * 4])
     thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios * room)
     in_grace = state.grace_counter > 0
     running = ready & ~in_grace
@@ -270,6 +276,7 @@ def update_cusum_statistics(
         grace_counter=grace_counter,
         ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
         clustering=state.clustering,
+        clustering_windows=state.clustering_windows,
         largest=state.largest,
     )
     return new_state, alarm
@@ -283,8 +290,16 @@ def fit_due(state: ChangePointState, config: PredictorConfig) -> Flag:
 def refresh_reference(
     state: ChangePointState, history: Float[Array, " history"], newest: Scalar, scale: Scalar, config: PredictorConfig
 ) -> ChangePointState:
-    """:func:`fit_reference` where it is due, else ``state``: one refresh in many."""
-    return where_needed(fit_due(state, config), fit_reference, state, state, history, newest, scale, config)
+    """:func:`fit_reference` where it is due (one refresh in many), and how volatility clusters under a held one."""
+    capacity = state.residual_window.shape[0]
+    ages = jnp.arange(capacity - 1, -1, -1, dtype=jnp.int32)
+    innovations = state.residual_window[(state.residual_position - ages) % capacity]
+    used = (ages < state.residual_count).astype(innovations.dtype)
+    share = jnp.where(
+        state.reference.ready & (state.residual_count >= _CLUSTERING_MIN), config.refresh_interval / capacity, 0.0
+    )
+    watched = _learn_clustering(state, _clustering(innovations, used), share)
+    return where_needed(fit_due(state, config), fit_reference, watched, watched, history, newest, scale, config)
 
 
 def fit_reference(
@@ -362,24 +377,38 @@ def fit_reference(
         ready=jnp.asarray(True),
     )
     residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
-    found = _clustering(jnp.clip(residual / sd, -config.scale_clip, config.scale_clip), used)
-    # A symbol whose volatility clustered before will do so again: what was found fades over the next references.
-    clustering = jnp.maximum(found, 1.0 + 0.8 * (state.clustering - 1.0))
+    learnt = _learn_clustering(state, _clustering(residual / sd, used), jnp.asarray(1.0, dtype))
     largest = jnp.maximum(jnp.max(used * jnp.abs(residual)) * scale, 0.8 * state.largest)
-    return eqx.tree_at(lambda s: (s.reference, s.clustering, s.largest), state, (reference, clustering, largest))
+    return eqx.tree_at(lambda s: (s.reference, s.largest), learnt, (reference, largest))
 
 
 def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
-    """Long-run variance of squared innovations over their plain variance, 1 + 2 sum of autocorrelations, at least 1.
-
-    Two standard errors of the sum under independence, 2 sqrt(lags / n), are taken off first.
-    """
-    n = jnp.sum(used)
-    squares = innovations * innovations
-    centred = used * (squares - jnp.sum(used * squares) / n)
+    """Sum of the first autocorrelations of absolute innovations, oldest first, those that are ``used``."""
+    n = jnp.maximum(jnp.sum(used), 1.0)
+    sizes = jnp.minimum(jnp.abs(innovations), _CLUSTERING_CLIP)
+    centred = used * (sizes - jnp.sum(used * sizes) / n)
     power = jnp.sum(centred * centred) + 1e-12
     total = jnp.zeros_like(power)
     for lag in range(1, _CLUSTERING_LAGS + 1):
         total = total + jnp.sum(centred[lag:] * centred[:-lag])
-    noise = 2.0 * jnp.sqrt(_CLUSTERING_LAGS / n)
-    return 1.0 + 2.0 * jnp.maximum(total / power - noise, 0.0)
+    return total / power
+
+
+def _learn_clustering(state: ChangePointState, found: Scalar, share: Scalar) -> ChangePointState:
+    """Takes in what one window ``found``, which is new by ``share``."""
+    keep = 1.0 - share / _CLUSTERING_MEMORY
+    return eqx.tree_at(
+        lambda s: (s.clustering, s.clustering_windows),
+        state,
+        (keep * state.clustering + share * found, keep * state.clustering_windows + share),
+    )
+
+
+def clustering_room(state: ChangePointState) -> Scalar:
+    """Inflation of the thresholds of scale and dynamics where volatility clusters, at least 1.
+
+    The mean over windows is shrunk towards zero by a window without any. Independent innovations show -0.1 on
+    average, a standard deviation of 0.3 for one window; GARCH(1, 1) as returns have it shows 0.5 to 1.5.
+    """
+    mean = state.clustering / (state.clustering_windows + 1.0)
+    return 1.0 + _CLUSTERING_GAIN * jnp.maximum(mean - _CLUSTERING_NOISE, 0.0)
