@@ -29,6 +29,7 @@ _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
 _SHORT_LAGS, _LONG_LAGS = 2, 11  # increments that the two filters look back on
 REFERENCE_ORDER = _LONG_LAGS + 1  # values
+_FORECAST_PERIODS = 12  # beyond the next, that the reference is iterated over
 # Twice the log-likelihood that the long filter must gain. On what the short one whitens it is chi-squared with
 # nine degrees of freedom, of which one in 100,000 is beyond this.
 _LONG_EVIDENCE = 40.0
@@ -146,6 +147,19 @@ def reference_forecast(reference: ReferenceModel, past: Float[Array, " past"]) -
         + reference.reversion * (past[0] - reference.origin)
         + jnp.sum(reference.lags * (past[:-1] - past[1:]))
     )
+
+
+def reference_change(reference: ReferenceModel, past: Float[Array, " past"], periods: Count) -> Scalar:
+    """The reference's forecast of the change from the next value to that ``periods`` after it, at most
+    ``_FORECAST_PERIODS``; ``past`` as for :func:`reference_forecast`.
+    """
+    first = reference_forecast(reference, past)
+    latest, reached = first, first
+    for period in range(1, _FORECAST_PERIODS + 1):
+        past = jnp.concatenate([latest[None], past[:-1]])
+        latest = reference_forecast(reference, past)
+        reached = jnp.where(period <= periods, latest, reached)
+    return reached - first
 
 
 def kurtosis_factor(kurtosis: Scalar) -> Scalar:
