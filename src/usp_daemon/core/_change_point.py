@@ -265,7 +265,11 @@ def update_cusum_statistics(
         kind = kind | jnp.where(crossed[index], bits[index], 0)
     kind = kind | jnp.where(sudden, int(AlarmKind.JUMP), 0).astype(jnp.int32)
     by_jump = sudden & ~jnp.any(crossed)
-    start = jnp.where(by_jump, 0, starts[strongest])
+    # A sum for small changes last stood at zero well before a large one: the latest start among those that ring or
+    # are half as far.
+    ringing = (excess > 0.5 * excess[strongest]) & (starts > 0)
+    latest = jnp.min(jnp.where(ringing, starts, starts[strongest]))
+    start = jnp.where(by_jump, 0, latest)
     alarm = Alarm(
         raised=raised,
         kind=jnp.where(raised, kind, 0),
