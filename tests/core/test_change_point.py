@@ -34,7 +34,8 @@ def _ready(reference):
 
 def _start(config=CONFIG):
     state = change.init(config, FLOAT64)
-    return dataclasses.replace(state, reference=_ready(state.reference))
+    fitted = jnp.asarray(config.reference_fit_ticks, jnp.int32)
+    return dataclasses.replace(state, reference=_ready(state.reference), ticks_in_regime=fitted)
 
 
 def _with(**values):
@@ -97,11 +98,11 @@ def test_alarm_exactly_when_a_statistic_exceeds_its_threshold() -> None:
 
 def test_the_threshold_is_the_base_times_the_kurtosis_factor() -> None:
     generator = np.random.default_rng(6)
-    _, (alarm, _, threshold, _, kurtosis) = _run(_start(), jnp.asarray(generator.standard_t(4, 600) / 4.0), CONFIG)
-    # An alarm starts a new window, which the next threshold sees.
-    held = ~np.asarray(alarm.raised)
-    kurtosis, threshold = np.asarray(kurtosis)[held], np.asarray(threshold)[held]
-    np.testing.assert_allclose(threshold, 13.197 * (1.0 + np.log(np.maximum(kurtosis, 3.0) / 3.0)), rtol=1e-12)
+    quiet = _with(cusum_h=1e3)  # the end of a reference would start a new window
+    _, (alarm, _, threshold, _, kurtosis) = _run(_start(quiet), jnp.asarray(generator.standard_t(4, 600) / 4.0), quiet)
+    assert not np.asarray(alarm.raised).any()
+    kurtosis, threshold = np.asarray(kurtosis), np.asarray(threshold)
+    np.testing.assert_allclose(threshold, 1e3 * (1.0 + np.log(np.maximum(kurtosis, 3.0) / 3.0)), rtol=1e-12)
     assert kurtosis.max() > 3.5
 
 
@@ -300,6 +301,39 @@ def test_the_reference_carried_on_is_its_own_recursion() -> None:
                               (40, path[12] - path[0])):  # fmt: skip
         found = change.reference_change(reference, jnp.asarray(past), jnp.asarray(periods, jnp.int32))
         assert float(found) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_reference_that_never_held_is_replaced_in_silence() -> None:
+    """A slope from the very fit on is the reference's error; the same slope after quiet ticks is a change."""
+    config = _with(cusum_h=8.0, scale_down_ratio=1e6)
+    for quiet, alarms in ((0, False), (30, True)):
+        state, raised, ended = _start(config), False, False
+        for innovation in [*np.zeros(quiet), *np.full(150, 0.4)]:
+            if not bool(state.reference.ready):
+                break
+            state, alarm = _tick(state, jnp.asarray(innovation), config)
+            raised |= bool(alarm.raised)
+            ended |= not bool(state.reference.ready)
+        assert ended
+        assert raised is alarms
+        if not alarms:
+            assert bool(change.fit_due(state, config))
+            assert float(jnp.max(state.statistics)) == 0.0
+
+
+@jax.jit
+def _tick(state, innovation, config):
+    return change.update_cusum_statistics(state, innovation, jnp.asarray(0.0), jnp.asarray(False), config)
+
+
+def test_the_start_is_the_latest_of_the_sums_that_ring() -> None:
+    """A small slope keeps the slow sum up; the jump that then rings is dated where it began."""
+    config = _with(cusum_h=8.0, cusum_slow_ratio=3.0, scale_down_ratio=1e6)
+    innovations = np.concatenate([np.zeros(20), np.full(40, 0.3), np.full(20, 3.0)])
+    ticks, (alarm, *_) = _run(_start(config), jnp.asarray(innovations), config)
+    first = np.flatnonzero(np.asarray(alarm.raised))[0]
+    assert 60 <= first < 66
+    assert first - int(alarm.start_ticks_ago[first]) == 59
 
 
 # -- clustering of volatility ------------------------------------------------------------------------------------------

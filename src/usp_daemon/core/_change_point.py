@@ -29,6 +29,7 @@ _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
 _SHORT_LAGS, _LONG_LAGS = 2, 11  # increments that the two filters look back on
 REFERENCE_ORDER = _LONG_LAGS + 1  # values
+_FIT_SLACK, _SLOWLY = 2, 60  # ticks
 _FORECAST_PERIODS = 12  # beyond the next, that the reference is iterated over
 # Twice the log-likelihood that the long filter must gain. On what the short one whitens it is chi-squared with
 # nine degrees of freedom, of which one in 100,000 is beyond this.
@@ -258,6 +259,14 @@ def update_cusum_statistics(
     strongest = jnp.argmax(excess)
     jump_bound = config.alarm_jump_sigmas * factor
     sudden = ~in_grace & (jumped | (~ready & (state.previous_sd > 0) & (jnp.abs(jump) > jump_bound)))
+    # A sum for small changes last stood at zero well before a large one: the latest start among those that ring or
+    # are half as far.
+    ringing = (excess > 0.5 * excess[strongest]) & (starts > 0)
+    latest = jnp.min(jnp.where(ringing, starts, starts[strongest]))
+    # What has rung from the fit on, slowly, shows a reference that never held; it is replaced in silence.
+    held = state.ticks_in_regime + 1 - config.reference_fit_ticks
+    never_held = ready & jnp.any(crossed) & ~sudden & (latest >= held - _FIT_SLACK) & (latest >= _SLOWLY)
+    crossed = crossed & ~never_held
     raised, grace_counter = update_grace(state.grace_counter, jnp.any(crossed) | sudden, config)
     bits = jnp.asarray([int(kind) for kind in _KINDS], jnp.int32)
     kind = jnp.int32(0)
@@ -265,10 +274,6 @@ def update_cusum_statistics(
         kind = kind | jnp.where(crossed[index], bits[index], 0)
     kind = kind | jnp.where(sudden, int(AlarmKind.JUMP), 0).astype(jnp.int32)
     by_jump = sudden & ~jnp.any(crossed)
-    # A sum for small changes last stood at zero well before a large one: the latest start among those that ring or
-    # are half as far.
-    ringing = (excess > 0.5 * excess[strongest]) & (starts > 0)
-    latest = jnp.min(jnp.where(ringing, starts, starts[strongest]))
     start = jnp.where(by_jump, 0, latest)
     alarm = Alarm(
         raised=raised,
@@ -277,22 +282,24 @@ def update_cusum_statistics(
         threshold=jnp.where(by_jump, jump_bound, thresholds[strongest]),
         start_ticks_ago=jnp.where(raised, start, 0),
     )
-    reference = eqx.tree_at(lambda r: r.ready, state.reference, ready & ~raised)
+    ends = raised | never_held
+    reference = eqx.tree_at(lambda r: r.ready, state.reference, ready & ~ends)
+    since = jnp.where(never_held, config.reference_fit_ticks, state.ticks_in_regime + 1)
     new_state = ChangePointState(
         reference=reference,
         previous_sd=jnp.where(raised & (state.reference.sd > 0), state.reference.sd, state.previous_sd),
-        statistics=jnp.where(raised, 0.0, statistics),
-        starts=jnp.where(raised, 0, starts).astype(jnp.int32),
-        last_innovation=jnp.where(ready & ~raised, clipped, 0.0),
+        statistics=jnp.where(ends, 0.0, statistics),
+        starts=jnp.where(ends, 0, starts).astype(jnp.int32),
+        last_innovation=jnp.where(ready & ~ends, clipped, 0.0),
         residual_window=with_window.residual_window,
         residual_position=with_window.residual_position,
         # A new reference starts a new window: innovations of two references do not mix.
-        residual_count=jnp.where(raised, 0, with_window.residual_count),
-        moments=jnp.where(raised, 0.0, with_window.moments),
-        kurtosis=jnp.where(raised, 3.0, with_window.kurtosis),
+        residual_count=jnp.where(ends, 0, with_window.residual_count),
+        moments=jnp.where(ends, 0.0, with_window.moments),
+        kurtosis=jnp.where(ends, 3.0, with_window.kurtosis),
         adaptive_h_t=config.cusum_h * factor,
         grace_counter=grace_counter,
-        ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
+        ticks_in_regime=jnp.where(raised, start, since).astype(jnp.int32),
         clustering=state.clustering,
         clustering_windows=state.clustering_windows,
         largest=state.largest,
@@ -397,7 +404,10 @@ def fit_reference(
     residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
     learnt = _learn_clustering(state, _clustering(residual / sd, used), jnp.asarray(1.0, dtype))
     largest = jnp.maximum(jnp.max(used * jnp.abs(residual)) * scale, 0.8 * state.largest)
-    return eqx.tree_at(lambda s: (s.reference, s.largest), learnt, (reference, largest))
+    ticks = jnp.maximum(state.ticks_in_regime, config.reference_fit_ticks).astype(jnp.int32)
+    return eqx.tree_at(
+        lambda s: (s.reference, s.largest, s.ticks_in_regime), learnt, (reference, largest, ticks)
+    )
 
 
 def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
