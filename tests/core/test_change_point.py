@@ -308,7 +308,7 @@ def test_a_reference_that_never_held_is_replaced_in_silence() -> None:
     config = _with(cusum_h=8.0, scale_down_ratio=1e6)
     for quiet, alarms in ((0, False), (30, True)):
         state, raised, ended = _start(config), False, False
-        for innovation in [*np.zeros(quiet), *np.full(150, 0.4)]:
+        for innovation in [*np.zeros(quiet), *np.full(250, 0.4)]:
             if not bool(state.reference.ready):
                 break
             state, alarm = _tick(state, jnp.asarray(innovation), config)

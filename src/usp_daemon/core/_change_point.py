@@ -29,6 +29,8 @@ _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
 _SHORT_LAGS, _LONG_LAGS = 2, 11  # increments that the two filters look back on
 REFERENCE_ORDER = _LONG_LAGS + 1  # values
+# By how much higher the long filter's thresholds must be for false alarms on noisy sines to be as rare as asked.
+_LONG_ROOM = 1.2
 _FIT_SLACK, _SLOWLY = 2, 60  # ticks
 _FORECAST_PERIODS = 12  # beyond the next, that the reference is iterated over
 # Twice the log-likelihood that the long filter must gain. On what the short one whitens it is chi-squared with
@@ -249,7 +251,9 @@ def update_cusum_statistics(
     # A cumulative sum of autocorrelated terms wanders as far as its long-run variance: where volatility clusters, the
     # statistics of scale and of products need that much more room.
     room = jnp.stack([one, one, one, one, *[clustering_room(state)] * 4])
-    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios * room)
+    # The simulation knows the short filter only.
+    longer = jnp.where(state.reference.lags[-1] != 0.0, _LONG_ROOM, 1.0)
+    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios * room * longer)
     in_grace = state.grace_counter > 0
     running = ready & ~in_grace
     statistics = jnp.where(running, jnp.maximum(state.statistics + steps, 0.0), 0.0)
