@@ -291,8 +291,8 @@ def test_the_reference_carried_on_is_its_own_recursion() -> None:
     past = _wave(17.0, np.random.default_rng(23).standard_normal(50))[::-1][: change.REFERENCE_ORDER]
     values = list(past)
     for _ in range(13):
-        forecast = values[0] + float(reference.intercept) + float(reference.reversion) * (
-            values[0] - float(reference.origin)
+        forecast = (
+            values[0] + float(reference.intercept) + float(reference.reversion) * (values[0] - float(reference.origin))
         )
         forecast += sum(float(c) * (values[k] - values[k + 1]) for k, c in enumerate(np.asarray(reference.lags)))
         values.insert(0, forecast)
@@ -330,7 +330,7 @@ def test_the_start_is_the_latest_of_the_sums_that_ring() -> None:
     """A small slope keeps the slow sum up; the jump that then rings is dated where it began."""
     config = _with(cusum_h=8.0, cusum_slow_ratio=3.0, scale_down_ratio=1e6)
     innovations = np.concatenate([np.zeros(20), np.full(40, 0.3), np.full(20, 3.0)])
-    ticks, (alarm, *_) = _run(_start(config), jnp.asarray(innovations), config)
+    _, (alarm, *_) = _run(_start(config), jnp.asarray(innovations), config)
     first = np.flatnonzero(np.asarray(alarm.raised))[0]
     assert 60 <= first < 66
     assert first - int(alarm.start_ticks_ago[first]) == 59

@@ -1,14 +1,15 @@
 """Change detection: a bank of cumulative sums on the innovations of a held reference model.
 
-The reference is a short whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start
-and then held, so that it cannot explain a change away. With z the standardised innovation, clipped to +-``scale_clip``:
+The reference is a whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start and
+then held, so that it cannot explain a change away. It is short, or long where that gains much: only a long one whitens
+a season in noise, and so shows a change of its frequency. With z the standardised innovation, clipped to +-``scale_clip``:
 
     level      G+ <- max(0, G+ + z - k),  G- <- max(0, G- - z - k)      k = cusum_k; a slower pair has k/2 (Page, 1954)
     scale      log-likelihood ratios of a doubled and of a halved standard deviation
     dynamics   products z_t z_{t-1} beyond an allowance of 0.35, both signs
 
 Each threshold is its base, which comes by simulation from the mean time between false alarms that the operator asks
-for, times 1 + ln(max(kurtosis, 3) / 3).
+for, times 1 + ln(max(kurtosis, 3) / 3). Those of scale and dynamics have more room where volatility clusters.
 """
 
 import itertools
@@ -409,9 +410,7 @@ def fit_reference(
     learnt = _learn_clustering(state, _clustering(residual / sd, used), jnp.asarray(1.0, dtype))
     largest = jnp.maximum(jnp.max(used * jnp.abs(residual)) * scale, 0.8 * state.largest)
     ticks = jnp.maximum(state.ticks_in_regime, config.reference_fit_ticks).astype(jnp.int32)
-    return eqx.tree_at(
-        lambda s: (s.reference, s.largest, s.ticks_in_regime), learnt, (reference, largest, ticks)
-    )
+    return eqx.tree_at(lambda s: (s.reference, s.largest, s.ticks_in_regime), learnt, (reference, largest, ticks))
 
 
 def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
