@@ -2,7 +2,8 @@
 
 The reference is a whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start and
 then held, so that it cannot explain a change away. It is short, or long where that gains much: only a long one whitens
-a season in noise, and so shows a change of its frequency. With z the standardised innovation, clipped to +-``scale_clip``:
+a season in noise, and so shows a change of its frequency. With z the standardised innovation, clipped to
++-``scale_clip``:
 
     level      G+ <- max(0, G+ + z - k),  G- <- max(0, G- - z - k)      k = cusum_k; a slower pair has k/2 (Page, 1954)
     scale      log-likelihood ratios of a doubled and of a halved standard deviation

@@ -289,6 +289,7 @@ def advance(
     forecast, widening = carried_forecast(model, missed)
     fallback = _standardize.floored_scale(model.scale, forecast)
     quantiles, scale = _intervals(model, forecast, widening, fallback)
+    said = model.last_value + model.kernel_increments * model.forecast_scale
     change = model.change_point
     emergency = model.emergency_mode
     mode = jnp.where(
@@ -306,7 +307,7 @@ def advance(
         lower_95=quantiles[_INDEX[0.025]],
         upper_95=quantiles[_INDEX[0.975]],
         quantiles=quantiles,
-        kernel_predictions=model.last_value + model.kernel_increments * model.forecast_scale,
+        kernel_predictions=said + (forecast - model.forecast),
         kernel_confidences=_anchor.confidences(model.score, config),
         weights=model.rho,
         innovation=jnp.where(refused, 0.0, step.innovation),
