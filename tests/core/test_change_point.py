@@ -34,7 +34,8 @@ def _ready(reference):
 
 def _start(config=CONFIG):
     state = change.init(config, FLOAT64)
-    return dataclasses.replace(state, reference=_ready(state.reference))
+    fitted = jnp.asarray(config.reference_fit_ticks, jnp.int32)
+    return dataclasses.replace(state, reference=_ready(state.reference), ticks_in_regime=fitted)
 
 
 def _with(**values):
@@ -97,11 +98,11 @@ def test_alarm_exactly_when_a_statistic_exceeds_its_threshold() -> None:
 
 def test_the_threshold_is_the_base_times_the_kurtosis_factor() -> None:
     generator = np.random.default_rng(6)
-    _, (alarm, _, threshold, _, kurtosis) = _run(_start(), jnp.asarray(generator.standard_t(4, 600) / 4.0), CONFIG)
-    # An alarm starts a new window, which the next threshold sees.
-    held = ~np.asarray(alarm.raised)
-    kurtosis, threshold = np.asarray(kurtosis)[held], np.asarray(threshold)[held]
-    np.testing.assert_allclose(threshold, 13.197 * (1.0 + np.log(np.maximum(kurtosis, 3.0) / 3.0)), rtol=1e-12)
+    quiet = _with(cusum_h=1e3)  # the end of a reference would start a new window
+    _, (alarm, _, threshold, _, kurtosis) = _run(_start(quiet), jnp.asarray(generator.standard_t(4, 600) / 4.0), quiet)
+    assert not np.asarray(alarm.raised).any()
+    kurtosis, threshold = np.asarray(kurtosis), np.asarray(threshold)
+    np.testing.assert_allclose(threshold, 1e3 * (1.0 + np.log(np.maximum(kurtosis, 3.0) / 3.0)), rtol=1e-12)
     assert kurtosis.max() > 3.5
 
 
@@ -225,9 +226,10 @@ def _relative(series: np.ndarray, scale: float) -> tuple[jnp.ndarray, jnp.ndarra
 
 
 def _innovations(reference, series: np.ndarray) -> np.ndarray:
-    past = np.stack([series[2:-1], series[1:-2], series[:-3]], axis=1)
+    order = change.REFERENCE_ORDER
+    past = np.lib.stride_tricks.sliding_window_view(series[:-1], order)[:, ::-1]
     forecasts = jax.vmap(lambda p: change.reference_forecast(reference, p))(jnp.asarray(past))
-    return (series[3:] - np.asarray(forecasts)) / float(reference.sd)
+    return (series[order:] - np.asarray(forecasts)) / float(reference.sd)
 
 
 def test_the_reference_whitens_an_autoregression() -> None:
@@ -256,6 +258,137 @@ def test_outliers_in_the_fitted_stretch_do_not_spoil_the_reference() -> None:
     spoilt[[450, 500, 560]] += 40.0
     clean, dirty = _fit(*_relative(series, 1.0), CONFIG), _fit(*_relative(spoilt, 1.0), CONFIG)
     assert float(dirty.sd) < 2.0 * float(clean.sd)
+
+
+def _wave(period: float, noise: np.ndarray) -> np.ndarray:
+    return 2.0 * np.sin(2.0 * np.pi * np.arange(noise.size) / period) + 0.5 * noise
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.6, -0.5])
+def test_what_a_short_filter_whitens_gets_a_short_one(coefficient: float) -> None:
+    for seed in range(25):
+        noise = np.random.default_rng([20, seed]).standard_normal(400)
+        reference = _fit(*_relative(_autoregression(noise, coefficient), 1.0), CONFIG)
+        assert (np.asarray(reference.lags)[2:] == 0.0).all()
+
+
+@pytest.mark.parametrize(("before", "after"), [(19.0, 11.0), (11.0, 19.0), (24.0, 14.0)])
+def test_a_change_of_frequency_alone_alarms(before: float, after: float) -> None:
+    noise = np.random.default_rng(21).standard_normal(1000)
+    series = _wave(before, noise)
+    reference = _fit(*_relative(series[:500], 1.0), CONFIG)
+    assert np.count_nonzero(np.asarray(reference.lags)) == change.REFERENCE_ORDER - 1
+    assert _innovations(reference, series).std() == pytest.approx(1.0, abs=0.15)
+    assert _alarm_ticks(_innovations(reference, series[400:])).size == 0
+    changed = np.concatenate([series[:500], _wave(after, noise[500:])])
+    ticks = _alarm_ticks(_innovations(reference, changed[400:])) + 400 + change.REFERENCE_ORDER
+    assert ticks.size
+    assert 500 <= ticks[0] < 550
+
+
+def test_the_reference_carried_on_is_its_own_recursion() -> None:
+    reference = _fit(*_relative(_wave(17.0, np.random.default_rng(22).standard_normal(600)), 1.0), CONFIG)
+    past = _wave(17.0, np.random.default_rng(23).standard_normal(50))[::-1][: change.REFERENCE_ORDER]
+    values = list(past)
+    for _ in range(13):
+        forecast = (
+            values[0] + float(reference.intercept) + float(reference.reversion) * (values[0] - float(reference.origin))
+        )
+        forecast += sum(float(c) * (values[k] - values[k + 1]) for k, c in enumerate(np.asarray(reference.lags)))
+        values.insert(0, forecast)
+    path = values[::-1][change.REFERENCE_ORDER :]
+    for periods, expected in ((0, 0.0), (1, path[1] - path[0]), (5, path[5] - path[0]), (12, path[12] - path[0]),
+                              (40, path[12] - path[0])):  # fmt: skip
+        found = change.reference_change(reference, jnp.asarray(past), jnp.asarray(periods, jnp.int32))
+        assert float(found) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_reference_that_never_held_is_replaced_in_silence() -> None:
+    """A slope from the very fit on is the reference's error; the same slope after quiet ticks is a change."""
+    config = _with(cusum_h=8.0, scale_down_ratio=1e6)
+    for quiet, alarms in ((0, False), (30, True)):
+        state, raised, ended = _start(config), False, False
+        for innovation in [*np.zeros(quiet), *np.full(250, 0.4)]:
+            if not bool(state.reference.ready):
+                break
+            state, alarm = _tick(state, jnp.asarray(innovation), config)
+            raised |= bool(alarm.raised)
+            ended |= not bool(state.reference.ready)
+        assert ended
+        assert raised is alarms
+        if not alarms:
+            assert bool(change.fit_due(state, config))
+            assert float(jnp.max(state.statistics)) == 0.0
+
+
+@jax.jit
+def _tick(state, innovation, config):
+    return change.update_cusum_statistics(state, innovation, jnp.asarray(0.0), jnp.asarray(False), config)
+
+
+def test_the_start_is_the_latest_of_the_sums_that_ring() -> None:
+    """A small slope keeps the slow sum up; the jump that then rings is dated where it began."""
+    config = _with(cusum_h=8.0, cusum_slow_ratio=3.0, scale_down_ratio=1e6)
+    innovations = np.concatenate([np.zeros(20), np.full(40, 0.3), np.full(20, 3.0)])
+    _, (alarm, *_) = _run(_start(config), jnp.asarray(innovations), config)
+    first = np.flatnonzero(np.asarray(alarm.raised))[0]
+    assert 60 <= first < 66
+    assert first - int(alarm.start_ticks_ago[first]) == 59
+
+
+# -- clustering of volatility ------------------------------------------------------------------------------------------
+
+
+def _garch(generator: np.random.Generator, size: int) -> np.ndarray:
+    noise, variance = np.empty(size), 1.0
+    for t in range(size):
+        noise[t] = np.sqrt(variance) * generator.standard_normal()
+        variance = 0.02 + 0.1 * noise[t] ** 2 + 0.88 * variance
+    return noise
+
+
+@jax.jit
+def _watched(state, innovations, config):
+    """The bank over many ticks with a refresh every 50, alarms out of reach."""
+
+    def step(state, innovation):
+        state, _ = change.update_cusum_statistics(state, innovation, jnp.asarray(0.0), jnp.asarray(False), config)
+        return state, None
+
+    def stretch(state, innovations):
+        state, _ = jax.lax.scan(step, state, innovations)
+        nothing = jnp.zeros(HISTORY_CAPACITY)
+        state = change.refresh_reference(state, nothing, jnp.asarray(0.0), jnp.asarray(1.0), config)
+        return state, change.clustering_room(state)
+
+    return jax.lax.scan(stretch, state, innovations.reshape(-1, 50))
+
+
+def test_clusters_of_volatility_make_room_and_independent_noise_does_not() -> None:
+    quiet = _with(cusum_h=1e9)
+    for seed in range(5):
+        generator = np.random.default_rng([24, seed])
+        for noise, low, high in (
+            (_garch(generator, 3000), 3.0, 30.0),
+            (generator.standard_normal(3000), 1.0, 1.5),
+            (generator.standard_t(4, 3000) / np.sqrt(2.0), 1.0, 1.5),
+        ):
+            state, room = _watched(_start(quiet), jnp.asarray(noise), quiet)
+            assert low <= float(room[-1]) <= high
+    # it outlives the reference that it was learnt under
+    raised, alarm = change.update_cusum_statistics(state, jnp.asarray(0.0), jnp.asarray(0.0), jnp.asarray(True), quiet)
+    assert bool(alarm.raised)
+    assert float(change.clustering_room(raised)) == float(room[-1])
+
+
+def test_the_measure_of_clustering_is_a_sum_of_autocorrelations() -> None:
+    innovations = _garch(np.random.default_rng(25), 256)
+    used = np.arange(256) >= 40
+    sizes = np.minimum(np.abs(innovations[40:]), 3.0)
+    sizes = sizes - sizes.mean()
+    expected = sum(np.sum(sizes[lag:] * sizes[:-lag]) for lag in range(1, 21)) / np.sum(sizes**2)
+    found = change._clustering(jnp.asarray(innovations), jnp.asarray(used, jnp.float64))
+    assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
 def test_everything_scales_with_the_symbol() -> None:

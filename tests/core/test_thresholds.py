@@ -156,7 +156,7 @@ def test_detector_alarms_at_the_asked_rate(mean_ticks: float, cusum_k: float, fi
     @eqx.filter_jit
     def run(before: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
         states = jax.vmap(start)(before)
-        past = before[:, :-4:-1]
+        past = before[:, : -_change_point.REFERENCE_ORDER - 1 : -1]
         _, (raised, watched) = jax.lax.scan(tick, (states, past, jnp.zeros((streams,), bool)), after)
         return jnp.sum(raised), jnp.sum(watched)
 

@@ -1,15 +1,19 @@
 """Change detection: a bank of cumulative sums on the innovations of a held reference model.
 
-The reference is a short whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start
-and then held, so that it cannot explain a change away. With z the standardised innovation, clipped to +-``scale_clip``:
+The reference is a whitening filter, fitted once on the first ``reference_fit_ticks`` ticks after a regime start and
+then held, so that it cannot explain a change away. It is short, or long where that gains much: only a long one whitens
+a season in noise, and so shows a change of its frequency. With z the standardised innovation, clipped to
++-``scale_clip``:
 
     level      G+ <- max(0, G+ + z - k),  G- <- max(0, G- - z - k)      k = cusum_k; a slower pair has k/2 (Page, 1954)
     scale      log-likelihood ratios of a doubled and of a halved standard deviation
     dynamics   products z_t z_{t-1} beyond an allowance of 0.35, both signs
 
 Each threshold is its base, which comes by simulation from the mean time between false alarms that the operator asks
-for, times 1 + ln(max(kurtosis, 3) / 3).
+for, times 1 + ln(max(kurtosis, 3) / 3). Those of scale and dynamics have more room where volatility clusters.
 """
+
+import itertools
 
 import equinox as eqx
 import jax
@@ -25,7 +29,20 @@ NUM_STATISTICS = 8
 _LN2 = 0.6931471805599453
 _DYNAMICS_ALLOWANCE = 0.35
 _FIT_CAPACITY = 512
+_SHORT_LAGS, _LONG_LAGS = 2, 11  # increments that the two filters look back on
+REFERENCE_ORDER = _LONG_LAGS + 1  # values
+# By how much higher the long filter's thresholds must be for false alarms on noisy sines to be as rare as asked.
+_LONG_ROOM = 1.2
+_FIT_SLACK, _SLOWLY = 2, 60  # ticks
+_FORECAST_PERIODS = 12  # beyond the next, that the reference is iterated over
+# Twice the log-likelihood that the long filter must gain. On what the short one whitens it is chi-squared with
+# nine degrees of freedom, of which one in 100,000 is beyond this.
+_LONG_EVIDENCE = 40.0
 _CLUSTERING_LAGS = 20
+_CLUSTERING_CLIP = 3.0
+_CLUSTERING_MIN = 150  # innovations in a window that says something
+_CLUSTERING_MEMORY = 5.0  # windows
+_CLUSTERING_NOISE, _CLUSTERING_GAIN = 0.2, 10.0
 _BEYOND_LARGEST = 1.5
 _KINDS = (
     AlarmKind.LEVEL_UP,
@@ -40,15 +57,14 @@ _KINDS = (
 
 
 class ReferenceModel(eqx.Module):
-    """The held whitening filter: next increment = intercept + reversion (y - origin) + lag1 d1 + lag2 d2, units of the
-    symbol.
+    """The held whitening filter: next increment = intercept + reversion (y - origin) + sum of lags_k d_k, with d_k the
+    k-th last increment; units of the symbol. A short filter has zeros beyond its second lag.
     """
 
     origin: Scalar
     intercept: Scalar
     reversion: Scalar
-    lag1: Scalar
-    lag2: Scalar
+    lags: Float[Array, " lags"]
     sd: Scalar
     ready: Flag
 
@@ -69,7 +85,8 @@ class ChangePointState(eqx.Module):
     adaptive_h_t: Scalar
     grace_counter: Count
     ticks_in_regime: Count
-    clustering: Scalar  # long-run over plain variance of squared innovations, at least 1
+    clustering: Scalar  # running sum of how much volatility clusters, and the windows behind it
+    clustering_windows: Scalar
     largest: Scalar  # residual of the values that references were fitted on, units of the symbol
 
 
@@ -88,7 +105,12 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
     zero = jnp.asarray(0.0, dtype)
     none = jnp.asarray(0, jnp.int32)
     reference = ReferenceModel(
-        origin=zero, intercept=zero, reversion=zero, lag1=zero, lag2=zero, sd=zero, ready=jnp.asarray(False)
+        origin=zero,
+        intercept=zero,
+        reversion=zero,
+        lags=jnp.zeros((_LONG_LAGS,), dtype),
+        sd=zero,
+        ready=jnp.asarray(False),
     )
     return ChangePointState(
         reference=reference,
@@ -104,7 +126,8 @@ def init(config: PredictorConfig, dtype: jnp.dtype) -> ChangePointState:
         adaptive_h_t=jnp.asarray(config.cusum_h, dtype),
         grace_counter=none,
         ticks_in_regime=none,
-        clustering=jnp.asarray(1.0, dtype),
+        clustering=zero,
+        clustering_windows=zero,
         largest=zero,
     )
 
@@ -120,14 +143,28 @@ def jump_scale(state: ChangePointState, error_scale: Scalar, config: PredictorCo
 
 
 def reference_forecast(reference: ReferenceModel, past: Float[Array, " past"]) -> Scalar:
-    """The reference's forecast of the next value from the last three, newest first, units of the symbol."""
+    """The reference's forecast of the next value from the last ``REFERENCE_ORDER``, newest first, units of the
+    symbol.
+    """
     return (
         past[0]
         + reference.intercept
         + reference.reversion * (past[0] - reference.origin)
-        + reference.lag1 * (past[0] - past[1])
-        + reference.lag2 * (past[1] - past[2])
+        + jnp.sum(reference.lags * (past[:-1] - past[1:]))
     )
+
+
+def reference_change(reference: ReferenceModel, past: Float[Array, " past"], periods: Count) -> Scalar:
+    """The reference's forecast of the change from the next value to that ``periods`` after it, at most
+    ``_FORECAST_PERIODS``; ``past`` as for :func:`reference_forecast`.
+    """
+    first = reference_forecast(reference, past)
+    latest, reached = first, first
+    for period in range(1, _FORECAST_PERIODS + 1):
+        past = jnp.concatenate([latest[None], past[:-1]])
+        latest = reference_forecast(reference, past)
+        reached = jnp.where(period <= periods, latest, reached)
+    return reached - first
 
 
 def kurtosis_factor(kurtosis: Scalar) -> Scalar:
@@ -215,8 +252,10 @@ def update_cusum_statistics(
     )
     # A cumulative sum of autocorrelated terms wanders as far as its long-run variance: where volatility clusters, the
     # statistics of scale and of products need that much more room.
-    room = jnp.stack([one, one, one, one, *[state.clustering] * 4])
-    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios * room)
+    room = jnp.stack([one, one, one, one, *[clustering_room(state)] * 4])
+    # The simulation knows the short filter only.
+    longer = jnp.where(state.reference.lags[-1] != 0.0, _LONG_ROOM, 1.0)
+    thresholds = jax.lax.stop_gradient(config.cusum_h * factor * ratios * room * longer)
     in_grace = state.grace_counter > 0
     running = ready & ~in_grace
     statistics = jnp.where(running, jnp.maximum(state.statistics + steps, 0.0), 0.0)
@@ -226,6 +265,14 @@ def update_cusum_statistics(
     strongest = jnp.argmax(excess)
     jump_bound = config.alarm_jump_sigmas * factor
     sudden = ~in_grace & (jumped | (~ready & (state.previous_sd > 0) & (jnp.abs(jump) > jump_bound)))
+    # A sum for small changes last stood at zero well before a large one: the latest start among those that ring or
+    # are half as far.
+    ringing = (excess > 0.5 * excess[strongest]) & (starts > 0)
+    latest = jnp.min(jnp.where(ringing, starts, starts[strongest]))
+    # What has rung from the fit on, slowly, shows a reference that never held; it is replaced in silence.
+    held = state.ticks_in_regime + 1 - config.reference_fit_ticks
+    never_held = ready & jnp.any(crossed) & ~sudden & (latest >= held - _FIT_SLACK) & (latest >= _SLOWLY)
+    crossed = crossed & ~never_held
     raised, grace_counter = update_grace(state.grace_counter, jnp.any(crossed) | sudden, config)
     bits = jnp.asarray([int(kind) for kind in _KINDS], jnp.int32)
     kind = jnp.int32(0)
@@ -233,7 +280,7 @@ def update_cusum_statistics(
         kind = kind | jnp.where(crossed[index], bits[index], 0)
     kind = kind | jnp.where(sudden, int(AlarmKind.JUMP), 0).astype(jnp.int32)
     by_jump = sudden & ~jnp.any(crossed)
-    start = jnp.where(by_jump, 0, starts[strongest])
+    start = jnp.where(by_jump, 0, latest)
     alarm = Alarm(
         raised=raised,
         kind=jnp.where(raised, kind, 0),
@@ -241,23 +288,26 @@ def update_cusum_statistics(
         threshold=jnp.where(by_jump, jump_bound, thresholds[strongest]),
         start_ticks_ago=jnp.where(raised, start, 0),
     )
-    reference = eqx.tree_at(lambda r: r.ready, state.reference, ready & ~raised)
+    ends = raised | never_held
+    reference = eqx.tree_at(lambda r: r.ready, state.reference, ready & ~ends)
+    since = jnp.where(never_held, config.reference_fit_ticks, state.ticks_in_regime + 1)
     new_state = ChangePointState(
         reference=reference,
         previous_sd=jnp.where(raised & (state.reference.sd > 0), state.reference.sd, state.previous_sd),
-        statistics=jnp.where(raised, 0.0, statistics),
-        starts=jnp.where(raised, 0, starts).astype(jnp.int32),
-        last_innovation=jnp.where(ready & ~raised, clipped, 0.0),
+        statistics=jnp.where(ends, 0.0, statistics),
+        starts=jnp.where(ends, 0, starts).astype(jnp.int32),
+        last_innovation=jnp.where(ready & ~ends, clipped, 0.0),
         residual_window=with_window.residual_window,
         residual_position=with_window.residual_position,
         # A new reference starts a new window: innovations of two references do not mix.
-        residual_count=jnp.where(raised, 0, with_window.residual_count),
-        moments=jnp.where(raised, 0.0, with_window.moments),
-        kurtosis=jnp.where(raised, 3.0, with_window.kurtosis),
+        residual_count=jnp.where(ends, 0, with_window.residual_count),
+        moments=jnp.where(ends, 0.0, with_window.moments),
+        kurtosis=jnp.where(ends, 3.0, with_window.kurtosis),
         adaptive_h_t=config.cusum_h * factor,
         grace_counter=grace_counter,
-        ticks_in_regime=jnp.where(raised, start, state.ticks_in_regime + 1).astype(jnp.int32),
+        ticks_in_regime=jnp.where(raised, start, since).astype(jnp.int32),
         clustering=state.clustering,
+        clustering_windows=state.clustering_windows,
         largest=state.largest,
     )
     return new_state, alarm
@@ -271,8 +321,16 @@ def fit_due(state: ChangePointState, config: PredictorConfig) -> Flag:
 def refresh_reference(
     state: ChangePointState, history: Float[Array, " history"], newest: Scalar, scale: Scalar, config: PredictorConfig
 ) -> ChangePointState:
-    """:func:`fit_reference` where it is due, else ``state``: one refresh in many."""
-    return where_needed(fit_due(state, config), fit_reference, state, state, history, newest, scale, config)
+    """:func:`fit_reference` where it is due (one refresh in many), and how volatility clusters under a held one."""
+    capacity = state.residual_window.shape[0]
+    ages = jnp.arange(capacity - 1, -1, -1, dtype=jnp.int32)
+    innovations = state.residual_window[(state.residual_position - ages) % capacity]
+    used = (ages < state.residual_count).astype(innovations.dtype)
+    share = jnp.where(
+        state.reference.ready & (state.residual_count >= _CLUSTERING_MIN), config.refresh_interval / capacity, 0.0
+    )
+    watched = _learn_clustering(state, _clustering(innovations, used), share)
+    return where_needed(fit_due(state, config), fit_reference, watched, watched, history, newest, scale, config)
 
 
 def fit_reference(
@@ -285,21 +343,25 @@ def fit_reference(
     """
     dtype = history.dtype
     recent = history[-_FIT_CAPACITY:]
-    count = jnp.clip(config.reference_fit_ticks, 16, _FIT_CAPACITY - 3)
-    index = jnp.arange(_FIT_CAPACITY - 3, dtype=jnp.int32)
-    used = (index >= (_FIT_CAPACITY - 3 - count)).astype(dtype)
-    y1, y2, y3 = recent[2:-1], recent[1:-2], recent[:-3]
-    target = recent[3:] - y1
+    num_rows = _FIT_CAPACITY - REFERENCE_ORDER
+    count = jnp.clip(config.reference_fit_ticks, 32, num_rows)
+    index = jnp.arange(num_rows, dtype=jnp.int32)
+    used = (index >= (num_rows - count)).astype(dtype)
+    lagged = [recent[REFERENCE_ORDER - lag : -lag] for lag in range(1, REFERENCE_ORDER + 1)]
+    target = recent[REFERENCE_ORDER:] - lagged[0]
     n = jnp.sum(used)
-    origin = jnp.sum(used * y1) / n
-    columns = jnp.stack([jnp.ones_like(y1), y1 - origin, y1 - y2, y2 - y3], axis=1)
+    origin = jnp.sum(used * lagged[0]) / n
+    increments = [newer - older for newer, older in itertools.pairwise(lagged)]
+    columns = jnp.stack([jnp.ones_like(target), lagged[0] - origin, *increments], axis=1)
 
-    def fit(weights: Float[Array, " rows"], ridge: Float[Array, " 4"]) -> Float[Array, " 4"]:
+    def fit(weights: Float[Array, " rows"], ridge: Float[Array, " columns"]) -> Float[Array, " columns"]:
         weighted = columns * weights[:, None]
         gram = jnp.sum(weighted[:, :, None] * columns[:, None, :], axis=0) + jnp.diag(ridge)
         return solve_spd(gram, jnp.sum(weighted * target[:, None], axis=0))
 
-    def robust_fit(ridge: Float[Array, " 4"]) -> tuple[Float[Array, " 4"], Scalar]:
+    def robust_fit(
+        ridge: Float[Array, " columns"], num_parameters: Scalar
+    ) -> tuple[Float[Array, " columns"], Scalar, Scalar]:
         weights = used
         coefficients = fit(weights, ridge)
         spread = jnp.asarray(1.0, dtype)
@@ -309,46 +371,76 @@ def fit_reference(
             weights = used * huber_weight(residual / spread, 2.0)
             coefficients = fit(weights, ridge)
         residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
+        left = jnp.maximum(n - num_parameters, 1.0)
+        power = n * spread * spread
         for _ in range(3):
             bounded = jnp.clip(residual, -config.scale_clip * spread, config.scale_clip * spread)
-            spread = jnp.sqrt(jnp.sum(used * bounded * bounded) / jnp.maximum(n - 4.0, 1.0)) + 1e-12
-        return coefficients, spread
+            power = jnp.sum(used * bounded * bounded)
+            spread = jnp.sqrt(power / left) + 1e-12
+        return coefficients, spread, power
 
-    small = jnp.full((4,), 1e-6, dtype) * n
-    stationary, stationary_sd = robust_fit(small)
-    huge = jnp.asarray([0.0, 1e12, 0.0, 0.0], dtype)
-    unit_root, unit_root_sd = robust_fit(small + huge)
+    # A column is left out by a ridge that nothing outweighs. The long filter's further lags are held a little, so that
+    # a series without noise does not get a reference of arbitrary precision.
+    out = 1e12
+    small = jnp.full((2 + _SHORT_LAGS,), 1e-6, dtype) * n
+    further = jnp.ones((_LONG_LAGS - _SHORT_LAGS,), dtype)
+    ridges = jnp.stack([jnp.concatenate([small, out * further]), jnp.concatenate([small, 1e-3 * n * further])])
+    sizes = jnp.asarray([2.0 + _SHORT_LAGS, 2.0 + _LONG_LAGS], dtype)
+    both, both_sd, both_power = jax.vmap(robust_fit)(ridges, sizes)
+    is_long = n * (jnp.log(both_power[0] + 1e-30) - jnp.log(both_power[1] + 1e-30)) > _LONG_EVIDENCE
+    ridge, size = jnp.where(is_long, ridges[1], ridges[0]), jnp.where(is_long, sizes[1], sizes[0])
+    stationary, stationary_sd = jnp.where(is_long, both[1], both[0]), jnp.where(is_long, both_sd[1], both_sd[0])
+    unit_root, unit_root_sd, _ = robust_fit(ridge.at[1].set(out), size)
     is_unit_root = stationary[1] > -13.0 / n
     coefficients = jnp.where(is_unit_root, unit_root, stationary)
     sd = jnp.where(is_unit_root, unit_root_sd, stationary_sd)
+    # Ahead of the fitted ticks a filter misses by more, the more parameters it has; what the short one misses by is in
+    # the simulated thresholds.
+    sd = sd * jnp.sqrt((1.0 + size / n) / (1.0 + sizes[0] / n))
+    kept = ridge < out  # rounding leaves traces in what was left out
+    coefficients = jnp.where(kept, coefficients, 0.0)
     reference = ReferenceModel(
         origin=newest + origin * scale,
         intercept=coefficients[0] * scale,
         reversion=jnp.where(is_unit_root, 0.0, coefficients[1]),
-        lag1=coefficients[2],
-        lag2=coefficients[3],
+        lags=coefficients[2:],
         sd=sd * scale,
         ready=jnp.asarray(True),
     )
     residual = target - jnp.sum(columns * coefficients[None, :], axis=1)
-    found = _clustering(jnp.clip(residual / sd, -config.scale_clip, config.scale_clip), used)
-    # A symbol whose volatility clustered before will do so again: what was found fades over the next references.
-    clustering = jnp.maximum(found, 1.0 + 0.8 * (state.clustering - 1.0))
+    learnt = _learn_clustering(state, _clustering(residual / sd, used), jnp.asarray(1.0, dtype))
     largest = jnp.maximum(jnp.max(used * jnp.abs(residual)) * scale, 0.8 * state.largest)
-    return eqx.tree_at(lambda s: (s.reference, s.clustering, s.largest), state, (reference, clustering, largest))
+    ticks = jnp.maximum(state.ticks_in_regime, config.reference_fit_ticks).astype(jnp.int32)
+    return eqx.tree_at(lambda s: (s.reference, s.largest, s.ticks_in_regime), learnt, (reference, largest, ticks))
 
 
 def _clustering(innovations: Float[Array, " rows"], used: Float[Array, " rows"]) -> Scalar:
-    """Long-run variance of squared innovations over their plain variance, 1 + 2 sum of autocorrelations, at least 1.
-
-    Two standard errors of the sum under independence, 2 sqrt(lags / n), are taken off first.
-    """
-    n = jnp.sum(used)
-    squares = innovations * innovations
-    centred = used * (squares - jnp.sum(used * squares) / n)
+    """Sum of the first autocorrelations of absolute innovations, oldest first, those that are ``used``."""
+    n = jnp.maximum(jnp.sum(used), 1.0)
+    sizes = jnp.minimum(jnp.abs(innovations), _CLUSTERING_CLIP)
+    centred = used * (sizes - jnp.sum(used * sizes) / n)
     power = jnp.sum(centred * centred) + 1e-12
     total = jnp.zeros_like(power)
     for lag in range(1, _CLUSTERING_LAGS + 1):
         total = total + jnp.sum(centred[lag:] * centred[:-lag])
-    noise = 2.0 * jnp.sqrt(_CLUSTERING_LAGS / n)
-    return 1.0 + 2.0 * jnp.maximum(total / power - noise, 0.0)
+    return total / power
+
+
+def _learn_clustering(state: ChangePointState, found: Scalar, share: Scalar) -> ChangePointState:
+    """Takes in what one window ``found``, which is new by ``share``."""
+    keep = 1.0 - share / _CLUSTERING_MEMORY
+    return eqx.tree_at(
+        lambda s: (s.clustering, s.clustering_windows),
+        state,
+        (keep * state.clustering + share * found, keep * state.clustering_windows + share),
+    )
+
+
+def clustering_room(state: ChangePointState) -> Scalar:
+    """Inflation of the thresholds of scale and dynamics where volatility clusters, at least 1.
+
+    The mean over windows is shrunk towards zero by a window without any. Independent innovations show -0.1 on
+    average, a standard deviation of 0.3 for one window; GARCH(1, 1) as returns have it shows 0.5 to 1.5.
+    """
+    mean = state.clustering / (state.clustering_windows + 1.0)
+    return 1.0 + _CLUSTERING_GAIN * jnp.maximum(mean - _CLUSTERING_NOISE, 0.0)

@@ -87,33 +87,19 @@ def huber_weight(standardized: Float[Array, "..."], bound: Any) -> Float[Array, 
 
 
 def solve_spd(matrix: Float[Array, "n n"], right: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Solves a small symmetric positive definite system by an unrolled Cholesky factorisation.
+    """Solves a small symmetric positive definite system by unrolled elimination.
 
-    For the 4 x 4 systems of the change detector the batched LAPACK call costs more than the arithmetic. The caller adds
+    For the small systems of the change detector the batched LAPACK call costs more than the arithmetic. The caller adds
     a ridge; a pivot that rounding has brought to nothing is floored in proportion to its diagonal entry.
     """
     size = matrix.shape[0]
     eps, tiny = float(jnp.finfo(matrix.dtype).eps), float(jnp.finfo(matrix.dtype).tiny)
-    lower: list[list[Any]] = [[None] * size for _ in range(size)]
-    for i in range(size):
-        for j in range(i + 1):
-            total = matrix[i, j]
-            for k in range(j):
-                total = total - lower[i][k] * lower[j][k]
-            lower[i][j] = jnp.sqrt(jnp.maximum(total, eps * matrix[i, i] + tiny)) if i == j else total / lower[j][j]
-    forward: list[Any] = []
-    for i in range(size):
-        total = right[i]
-        for k in range(i):
-            total = total - lower[i][k] * forward[k]
-        forward.append(total / lower[i][i])
-    solution: list[Any] = [None] * size
-    for i in reversed(range(size)):
-        total = forward[i]
-        for k in range(i + 1, size):
-            total = total - lower[k][i] * solution[k]
-        solution[i] = total / lower[i][i]
-    return jnp.stack(solution)
+    floors = eps * jnp.diag(matrix) + tiny
+    rows = jnp.concatenate([matrix, right[:, None]], axis=1)
+    for pivot in range(size):
+        row = rows[pivot] / jnp.maximum(rows[pivot, pivot], floors[pivot])
+        rows = (rows - rows[:, pivot, None] * row[None, :]).at[pivot].set(row)
+    return rows[:, -1]
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from . import _adaptive, _anchor, _calibration, _change_point, _circuit_breaker, _degraded, _fusion, _gate, _standardize
 from ._kernels import deep_galerkin, levy_sde, rkhs, signature
 from ._kernels._interface import KernelObservation, RefreshContext
-from ._numerics import SD_FROM_MEAN_ABSOLUTE, ewma_rate, select_tree
+from ._numerics import SD_FROM_MEAN_ABSOLUTE, ewma_rate, safe_divide, select_tree, where_needed
 from ._parameters import PredictorConfig
 from ._regularity import estimate_regularity
 from ._results import FusionResult, KernelOutput, OrchestrationResult, PredictionResult, ProcessState
@@ -43,10 +43,22 @@ class _Step(eqx.Module):
 def carried_forecast(model: ModelState, missed: Array) -> tuple[Scalar, Scalar]:
     """The standing forecast after ``missed`` further periods, and how much wider its interval is.
 
-    An increment forecast does not compound: the level is carried flat and the spread grows with the square root of
-    time.
+    The level is carried along the course that it took a season ago, as far as seasons repeat themselves; without a
+    season along the detector's reference, if that is held; else flat. The spread grows with the square root of time.
     """
-    return model.forecast, jnp.sqrt(1.0 + jnp.minimum(missed, 1000).astype(model.forecast.dtype))
+    dtype = model.forecast.dtype
+    kernel = model.kernels[0]
+    course = _standardize.seasonal_change(model.history, missed, kernel.season_length)
+    # Of m steps one season ago, so much returns, where the share rho of the variance of a single one does.
+    signal = jnp.square(missed.astype(dtype)) * jnp.clip(kernel.season_correlation, 0.0, 1.0)
+    returns = safe_divide(signal, signal + 1.0 - jnp.clip(kernel.season_correlation, 0.0, 1.0))
+    past = _standardize.lagged(model.history, jnp.arange(_change_point.REFERENCE_ORDER, dtype=jnp.int32))
+    zero = jnp.zeros_like(model.forecast)
+    drawn = (missed > 0) & model.change_point.reference.ready & (kernel.season_length == 0)
+    path = where_needed(drawn, _change_point.reference_change, zero, model.change_point.reference, past, missed)
+    bound = 6.0 * model.forecast_scale * jnp.sqrt(missed.astype(dtype))
+    change = jnp.clip(returns * course + path, -bound, bound)
+    return model.forecast + change, jnp.sqrt(1.0 + jnp.minimum(missed, 1000).astype(dtype))
 
 
 def _finite_or_zero(value: Array) -> tuple[Array, Array]:
@@ -80,7 +92,7 @@ def _accept(
     weight = jnp.where(usual, _anchor.robust_weight(surprise, config), 0.0)
 
     # Detect.
-    past = _standardize.lagged(model.history, jnp.arange(3, dtype=jnp.int32)) + shift
+    past = _standardize.lagged(model.history, jnp.arange(_change_point.REFERENCE_ORDER, dtype=jnp.int32)) + shift
     reference = model.change_point.reference
     deviation = value - _change_point.reference_forecast(reference, past)
     innovation = jnp.where(reference.ready & usual, deviation / jnp.maximum(reference.sd, 1e-6 * scale_before), 0.0)
@@ -123,7 +135,7 @@ def _accept(
     scale = _standardize.floored_scale(scale_state, value)
     level, level_unit = _standardize.standardized_level(scale_state, value, scale)
     previous_level, _ = _standardize.standardized_level(scale_state, previous, scale)
-    history = _standardize.push(model.history, value, missed, shift)
+    history = _standardize.push(model.history, value, missed, shift, model.kernels[0].season_length)
     observation = KernelObservation(
         value=value,
         increment=jnp.clip(increment / scale, -2.0 * config.innovation_clip, 2.0 * config.innovation_clip),
@@ -277,6 +289,7 @@ def advance(
     forecast, widening = carried_forecast(model, missed)
     fallback = _standardize.floored_scale(model.scale, forecast)
     quantiles, scale = _intervals(model, forecast, widening, fallback)
+    said = model.last_value + model.kernel_increments * model.forecast_scale
     change = model.change_point
     emergency = model.emergency_mode
     mode = jnp.where(
@@ -294,7 +307,7 @@ def advance(
         lower_95=quantiles[_INDEX[0.025]],
         upper_95=quantiles[_INDEX[0.975]],
         quantiles=quantiles,
-        kernel_predictions=model.last_value + model.kernel_increments * model.forecast_scale,
+        kernel_predictions=said + (forecast - model.forecast),
         kernel_confidences=_anchor.confidences(model.score, config),
         weights=model.rho,
         innovation=jnp.where(refused, 0.0, step.innovation),

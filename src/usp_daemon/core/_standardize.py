@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._numerics import SD_FROM_MEAN_ABSOLUTE, ewma_rate
+from ._numerics import SD_FROM_MEAN_ABSOLUTE, ewma_rate, where_needed
 from ._parameters import HISTORY_CAPACITY, PredictorConfig
 from ._types import Count, Flag, Scalar
 
@@ -24,7 +24,7 @@ class ScaleState(eqx.Module):
 
 
 class HistoryState(eqx.Module):
-    """The last ``HISTORY_CAPACITY`` values by period; a period without a tick holds the value before it."""
+    """The last ``HISTORY_CAPACITY`` values by period; a period without a tick holds a bridge between its neighbours."""
 
     values: Float[Array, " history"]
     position: Count  # slot of the newest value
@@ -97,19 +97,59 @@ def standardized_level(state: ScaleState, value: Scalar, scale: Scalar) -> tuple
     return level, jnp.minimum(spread / scale, _UNIT_BOUND)
 
 
-def push(state: HistoryState, value: Scalar, missed: Count, shift: Scalar) -> HistoryState:
-    """Appends ``value`` after ``missed`` empty periods, which take the value before them.
+def push(state: HistoryState, value: Scalar, missed: Count, shift: Scalar, season: Count) -> HistoryState:
+    """Appends ``value`` after ``missed`` empty periods, which are bridged.
 
-    ``shift`` is added to all that stood there before: a re-based level keeps its increments.
+    ``shift`` is added to all that stood there before: a re-based level keeps its increments. ``season`` is in periods,
+    0 when there is none.
     """
     capacity = state.values.shape[0]
-    last = state.values[state.position]
     steps = jnp.minimum(missed, capacity - 1) + 1
     position = (state.position + steps) % capacity
     slots = jnp.arange(capacity, dtype=jnp.int32)
-    age = (position - slots) % capacity  # periods before the newest
-    values = jnp.where(age == 0, value, jnp.where(age < steps, last + shift, state.values + shift))
-    return HistoryState(values=values, position=position, length=jnp.minimum(state.length + steps, capacity))
+    values = jnp.where(slots == position, value, state.values + shift)
+    length = jnp.minimum(state.length + steps, capacity)
+    pushed = HistoryState(values=values, position=position, length=length)
+    held_before = state.length
+    return where_needed(steps > 1, _bridge, pushed, pushed, steps, held_before, season)
+
+
+def _bridge(state: HistoryState, steps: Count, held_before: Count, season: Count) -> HistoryState:
+    """Fills the ``steps - 1`` periods before the newest: the course of a season before, drawn to both ends.
+
+    Without a season, or with too little history for it, that course is a constant and the bridge a straight line.
+    """
+    capacity = state.values.shape[0]
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    age = (state.position - slots) % capacity  # periods before the newest
+    back = seasons_back(steps, season)
+    seasonal = (season > 0) & (steps + back < jnp.minimum(held_before + steps, capacity))
+    before = state.values[(slots - jnp.where(seasonal, back, 0)) % capacity]
+    course = jnp.where(seasonal, before, 0.0)
+
+    def at(lag: Count) -> Scalar:
+        return jnp.where(seasonal, state.values[(state.position - lag - back) % capacity], 0.0)
+
+    last, newest = state.values[(state.position - steps) % capacity], state.values[state.position]
+    left, right = last - at(steps), newest - at(jnp.zeros_like(steps))
+    done = (steps - age).astype(course.dtype) / steps.astype(course.dtype)
+    filled = course + left + done * (right - left)
+    values = jnp.where((age > 0) & (age < steps), filled, state.values)
+    return HistoryState(values=values, position=state.position, length=state.length)
+
+
+def seasons_back(periods: Count, season: Count) -> Count:
+    """The fewest whole seasons that reach back over ``periods``, in periods."""
+    length = jnp.maximum(season, 1)
+    return (-(-periods // length) * length).astype(periods.dtype)
+
+
+def seasonal_change(state: HistoryState, periods: Count, season: Count) -> Scalar:
+    """What the season says of the change from the next value to that ``periods`` after it; 0 where it does not know."""
+    back = seasons_back(periods + 1, season)
+    known = (season > 0) & (periods > 0) & (back < state.length)
+    ends = lagged(state, jnp.stack([back - 1 - periods, back - 1]))
+    return jnp.where(known, ends[0] - ends[1], 0.0)
 
 
 def lagged(state: HistoryState, lags: Int[Array, " lags"]) -> Float[Array, " lags"]:
