@@ -60,6 +60,7 @@ class SnapshotReader:
         # Somebody's open transaction may hold back what is behind it for as long.
         self._patience_s = (kafka.request_timeout_ms + kafka.transaction_timeout_ms) / 1e3
         self._close_timeout_s = close_timeout_s
+        self._has_fetched = False
         self._consumer = AIOKafkaConsumer(
             **options,
             group_id=None,
@@ -117,9 +118,11 @@ class SnapshotReader:
         self._consumer.resume(self._partition)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience_s
-        while position < end:
+        # The first time also where there is nothing to be had: whether this client may read shows in no other way.
+        while position < end or not self._has_fetched:
             try:
                 records = await self._poll()
+                self._has_fetched = True
             except kafka_errors.OffsetOutOfRangeError:
                 if index.position == 0 and loop.time() > deadline:
                     raise SnapshotReadError(f"{self._name}: its beginning moves on while it is read") from None
