@@ -126,6 +126,7 @@ def against_random(
     tier: str,
     trials: int,
     repeats: int,
+    seed: int = 0,
     precision: str = "float64",
     num_threads: int | None = None,
     programs: Any = None,
@@ -133,7 +134,7 @@ def against_random(
 ) -> Comparison:
     """``repeats`` campaigns with the settings' sampler and as many at random, of ``trials`` trials each.
 
-    Both kinds begin with the settings at the start. Structures: one, that of the settings.
+    Their seeds are those from ``seed`` on. Both kinds begin with the settings at the start, and keep to its structure.
     """
     began = time.perf_counter()
     judge = WalkForwardEvaluator(
@@ -145,7 +146,7 @@ def against_random(
     def campaign(number: int) -> float:
         is_random = number >= repeats
         config = MetaOptimizationConfig(
-            seed=number + (RANDOM_SEEDS if is_random else 0),
+            seed=seed + number + (RANDOM_SEEDS if is_random else 0),
             n_trials=trials,
             n_startup_trials=trials if is_random else min(MetaOptimizationConfig().n_startup_trials, trials),
             max_structures=1,

@@ -218,7 +218,7 @@ def bundled_history(names: Sequence[str], num_ticks: int) -> History:
 
 
 def comparison_rows(
-    history: History, tier: str, *, trials: int, repeats: int, precision: str, threads: int | None
+    history: History, tier: str, *, trials: int, repeats: int, seed: int, precision: str, threads: int | None
 ) -> list[Row]:
     """The sampler's best values beside those of random search."""
     used = time.process_time()
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=0.65, help="first part of each series that is tuned on")
     parser.add_argument("--jobs", type=int, default=2, help="series that are tuned side by side, with --gain")
     parser.add_argument("--only", default="", help="only series whose name contains one of these, comma-separated")
-    parser.add_argument("--seed", type=int, default=42, help="of the draws, with --gain")
+    parser.add_argument("--seed", type=int, help="of the draws, with --gain (default: 42) and --against-random (0)")
     parser.add_argument("--against-random", action="store_true", help="compare the sampler with random search")
     parser.add_argument("--repeats", type=int, default=20, help="campaigns of each kind, with --against-random")
     parser.add_argument(
@@ -273,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.tier or Tier.SENSITIVE,
             trials=options.trials or 50,
             repeats=options.repeats,
+            seed=options.seed or 0,
             precision=options.precision,
             threads=options.threads,
         )
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trials=options.trials,
             share=options.share,
             precision=options.precision,
-            seed=options.seed,
+            seed=42 if options.seed is None else options.seed,
             only=only,
             jobs=options.jobs,
         )
