@@ -1,4 +1,4 @@
-"""A change on probation in the daemon beside a real broker: the better one stays, the worse one goes, kills do not matter.
+"""Changes on probation in the daemon beside a real broker: the better one stays, the worse goes, killed or not.
 
 What a campaign has decided is planted in ``tuner.json``, where it stands while the tuner waits to make the change, as a
 daemon that ended at that moment leaves it. Everything after that is the service's own: change, reload, epoch, shadow,
