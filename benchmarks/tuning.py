@@ -5,6 +5,7 @@
 ``python -m benchmarks.tuning --one-by-one 3``    a few candidates alone besides, to compare with
 ``python -m benchmarks.tuning --gain PART``       every point series of a suite part tuned by itself on its first part;
                                                   the decision's outcome on the rest
+``python -m benchmarks.tuning --against-random``  the sampler beside random search, 20 campaigns each on bundled series
 
 Campaigns are the optimizer's own, in memory.
 """
@@ -33,11 +34,14 @@ from usp_daemon.tuning import (
     WalkForwardEvaluator,
 )
 
+from ._against_random import against_random
+from ._bundled import load_bundled
 from ._suite import Series, geometric_mean, load_series
 from ._table import Row, format_columns, format_rows
 
 FIGURES = {Tier.FAST: "< 120", Tier.DEEP: "< 3,600"}
 SECOND = 1_000_000_000
+COMPARED = "waterflow_1h,btcusd_1h,nyc_taxi_30m"
 # Of the tuned part of a series: short series leave too little after the settings' own train_ratio and embargo.
 GAIN_PLAN = FoldPlan(train_ratio=0.2, embargo=10, min_test=30)
 
@@ -204,12 +208,44 @@ def gain_table(
     return format_columns(columns, lines, left=2) + "\n" + format_rows(rows)
 
 
+def bundled_history(names: Sequence[str], num_ticks: int) -> History:
+    """The first ticks of bundled series. Raises ``ValueError`` for a name that none has."""
+    found = {series.name: series for series in load_bundled(num_ticks)}
+    unknown = sorted(set(names) - set(found))
+    if unknown:
+        raise ValueError(f"no bundled series {', '.join(unknown)}; there are {', '.join(found)}")
+    return History.from_arrays({name: (found[name].timestamps_ns, found[name].values) for name in names})
+
+
+def comparison_rows(
+    history: History, tier: str, *, trials: int, repeats: int, seed: int, precision: str, threads: int | None
+) -> list[Row]:
+    """The sampler's best values beside those of random search."""
+    used = time.process_time()
+    found = against_random(history, tier=tier, trials=trials, repeats=repeats, precision=precision, num_threads=threads)
+    used = time.process_time() - used
+    rows = []
+    for name, values in (("the sampler's", found.modelled), ("random search's", found.random)):
+        low, middle, high = np.percentile(values, (25, 50, 75))
+        note = f"quartiles {low:.4f} to {high:.4f}, {repeats} campaigns of {trials} trials"
+        rows.append(Row(name=f"{name} best value, median", figure_to_reach="-", measured=f"{middle:.4f}", note=note))
+    note = f"{found.num_evaluated:,} evaluations of {history.num_ticks:,} ticks, load {os.getloadavg()[0]:.1f}"
+    chance = found.chance_of_winning
+    return [
+        *rows,
+        Row(name="a campaign of the sampler beats a random one", figure_to_reach="> 0.5", measured=chance),
+        Row(name="Mann-Whitney, one-sided p", figure_to_reach="< 0.05", measured=f"{found.p:.2g}"),
+        Row(name="time", figure_to_reach="-", measured=found.seconds, unit="s", note=note),
+        Row(name="processor time of the process", figure_to_reach="-", measured=used, unit="s"),
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tuning", description="Speed and gain of tuning.")
     parser.add_argument("--tier", choices=[str(tier) for tier in Tier], help="(default: fast, sensitive with --gain)")
     parser.add_argument("--trials", type=int, help="trials (default: as the settings say)")
-    parser.add_argument("--ticks", type=int, default=5000, help="ticks of a symbol")
+    parser.add_argument("--ticks", type=int, help="ticks of a symbol (default: 5000, 1000 with --against-random)")
     parser.add_argument("--symbols", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16, help="candidates evaluated together")
     parser.add_argument("--structures", type=int, default=8, help="most structures")
@@ -219,8 +255,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=0.65, help="first part of each series that is tuned on")
     parser.add_argument("--jobs", type=int, default=2, help="series that are tuned side by side, with --gain")
     parser.add_argument("--only", default="", help="only series whose name contains one of these, comma-separated")
-    parser.add_argument("--seed", type=int, default=42, help="of the draws, with --gain")
+    parser.add_argument("--seed", type=int, help="of the draws, with --gain (default: 42) and --against-random (0)")
+    parser.add_argument("--against-random", action="store_true", help="compare the sampler with random search")
+    parser.add_argument("--repeats", type=int, default=20, help="campaigns of each kind, with --against-random")
+    parser.add_argument(
+        "--series", default=COMPARED, help=f"bundled series, with --against-random (default: {COMPARED})"
+    )
+    parser.add_argument("--threads", type=int, help="threads, with --against-random (default: one for each processor)")
     options = parser.parse_args(arguments)
+    if options.against_random:
+        try:
+            history = bundled_history(options.series.split(","), options.ticks or 1000)
+        except ValueError as error:
+            parser.error(str(error))
+        rows = comparison_rows(
+            history,
+            options.tier or Tier.SENSITIVE,
+            trials=options.trials or 50,
+            repeats=options.repeats,
+            seed=options.seed or 0,
+            precision=options.precision,
+            threads=options.threads,
+        )
+        print(format_rows(rows))
+        return 0
     if options.gain:
         only = [text for text in options.only.split(",") if text]
         table = gain_table(
@@ -229,14 +287,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trials=options.trials,
             share=options.share,
             precision=options.precision,
-            seed=options.seed,
+            seed=42 if options.seed is None else options.seed,
             only=only,
             jobs=options.jobs,
         )
         print(table)
         return 0
     rows = campaign(
-        synthetic(options.ticks, options.symbols),
+        synthetic(options.ticks or 5000, options.symbols),
         options.tier or Tier.FAST,
         trials=options.trials,
         batch=options.batch,

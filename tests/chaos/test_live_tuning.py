@@ -16,10 +16,11 @@ CONFIG = """
 [tuning]
 schedule_hours = 0.0
 cpu_share = 8.0
-min_gain = 0.0
-holdout = 0.25
 
 [meta_optimization]
+default_tier = "fast"
+min_gain = 0.0
+holdout = 0.25
 n_trials = 12
 n_startup_trials = 2
 batch_size = 4
@@ -61,7 +62,7 @@ async def test_a_campaign_ends_with_the_daemon_and_goes_on_with_it(kafka_bootstr
     servers, prefix = kafka_bootstrap_servers, topic_name("tuned")
     topic = f"{prefix}.ticks"
     await create_topics(servers, prefix, ("tuned",))
-    replica = make_replica(servers, group="tuned", prefix=prefix)
+    replica = make_replica(servers, group="tuned", prefix=prefix, USP_TUNING__MODE="autonomous")
     path = replica.directory / "config" / "config.toml"
     path.parent.mkdir(parents=True)
     path.write_text(CONFIG)

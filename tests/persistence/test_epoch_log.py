@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from epoch_samples import epoch
 from group_worlds import until
+from kafka_broker import clients
 from snapshot_samples import GROUP, assert_same, sample
 from snapshot_topic import TopicWorld
 from usp_daemon.persistence import (
@@ -28,7 +30,7 @@ from usp_daemon.persistence import (
     decode_epoch,
     encode_epoch,
 )
-from usp_daemon.transport.kafka import TopicEpochLog
+from usp_daemon.transport.kafka import TopicEpochLog, _snapshot_reader
 from usp_daemon.transport.kafka._epoch_topic import TOPIC_EPOCH_CRASH_POINTS, EpochIndex
 
 PROGRAM = Path(__file__).resolve().parent.parent / "epoch_samples.py"
@@ -460,14 +462,14 @@ async def test_whoever_is_overtaken_while_appending_is_fenced_and_told_so(logs, 
             assert await heir.append(epoch(1, "heir"))
 
     if crash_point == "epoch.opened":
-        read = slow._read
+        read = slow._read_anew
 
         async def slow_read():
             epochs = await read()
             await overtake()
             return epochs
 
-        slow._read = slow_read
+        slow._read_anew = slow_read
     else:
 
         async def slow_write(producer, one):
@@ -508,6 +510,116 @@ async def test_a_lost_answer_to_the_commit_is_found_out(logs):
     assert lost == [epoch(1, "one")]
     assert await log.read() == (epoch(1, "one"),)
     assert len([key for _, key, _, _ in await logs.records(0) if key == logs.key(1)]) == 1
+
+
+@pytest.fixture
+def consumers(monkeypatch):
+    """Every client that reads, as it is made."""
+    made = []
+
+    class Counted(AIOKafkaConsumer):
+        def __init__(self, *arguments, **options):
+            made.append(self)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(_snapshot_reader, "AIOKafkaConsumer", Counted)
+    return made
+
+
+@pytest.mark.kafka
+async def test_twenty_looks_take_one_client_and_each_sees_what_another_has_appended(logs, consumers):
+    log, other = await logs.log(), await logs.log()
+    assert await log.read() == ()
+    for number in range(1, 21):
+        if number % 4 == 0:  # also twice between two looks, and not at all
+            assert await other.append(epoch(number // 2 - 1)) and await other.append(epoch(number // 2))
+        assert await log.read() == tuple(epoch(n) for n in range(1, 2 * (number // 4) + 1))
+    by_append = 10  # each by one of its own
+    assert len(consumers) == 1 + by_append
+    await log.close()
+    assert consumers[0]._closed
+
+
+@pytest.mark.kafka
+async def test_between_two_looks_nothing_is_fetched(logs, consumers):
+    log = await logs.log()
+    assert await log.append(epoch(1)) and await log.read() == (epoch(1),)
+    kept = consumers[-1]
+    client, sent = kept._client, []
+    send = client.send
+
+    async def counted(node, request, **options):
+        sent.append(type(request).__name__)
+        return await send(node, request, **options)
+
+    client.send = counted
+    await asyncio.sleep(2 * logs.kafka().fetch_max_wait_ms / 1e3 + 0.2)  # the fetch under way may still end
+    assert sent.count("FetchRequest") <= 1, sent
+    assert await log.read() == (epoch(1),)
+    assert sent.count("OffsetRequest") == 2, sent
+
+
+@pytest.mark.kafka
+async def test_a_look_waits_for_what_an_open_transaction_holds_back(logs):
+    """The kept client must not take the beginning of the open transaction for the end of the log."""
+    log, other = await logs.log(), await logs.log()
+    assert await other.append(epoch(1)) and await log.read() == (epoch(1),)
+    stranger = AIOKafkaProducer(bootstrap_servers=logs.servers, transactional_id=f"stranger-{logs.run}")
+    await stranger.start()
+    try:
+        await stranger.begin_transaction()
+        await stranger.send_and_wait(logs.topic, b"x", key=b"strange", partition=0)
+        await logs.put([(logs.key(2), encode_epoch(epoch(2)), [])], partition=0)
+        looking = asyncio.create_task(log.read())
+        done, _ = await asyncio.wait([looking], timeout=1.0)
+        assert not done
+        await stranger.commit_transaction()
+        assert await looking == (epoch(1), epoch(2))
+    finally:
+        await stranger.stop()
+
+
+@pytest.mark.kafka
+async def test_a_topic_that_was_made_anew_is_read_from_its_beginning(logs):
+    log, other = await logs.log(), await logs.log()
+    for number in (1, 2, 3):
+        assert await other.append(epoch(number))
+    assert len(await log.read()) == 3
+    async with clients.admin(logs.servers) as admin:
+        await admin.delete_topics([logs.topic])
+    heirs = await logs.log()
+
+    async def appended():
+        with contextlib.suppress(EpochLogError):
+            return await heirs.append(epoch(1, "heir"))
+
+    await until(appended)
+
+    async def is_seen():
+        with contextlib.suppress(EpochLogError):
+            return await log.read() == (epoch(1, "heir"),)
+
+    await until(is_seen)
+
+
+@pytest.mark.kafka
+async def test_a_look_that_is_given_up_leaves_no_client_behind(logs, consumers):
+    log = await logs.log()
+    assert await log.read() == ()
+    stranger = AIOKafkaProducer(bootstrap_servers=logs.servers, transactional_id=f"stranger-{logs.run}")
+    await stranger.start()
+    try:
+        await stranger.begin_transaction()
+        await stranger.send_and_wait(logs.topic, b"x", key=b"strange", partition=0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await log.read()
+        assert [consumer._closed for consumer in consumers] == [True]
+        await stranger.abort_transaction()
+    finally:
+        await stranger.stop()
+    assert await log.read() == ()
+    assert len(consumers) == 2
 
 
 @pytest.mark.kafka

@@ -172,6 +172,36 @@ async def test_an_epoch_that_cannot_be_built_leaves_the_former_one_in_force():
     assert one.current.number == 3
 
 
+async def test_an_epoch_that_is_long_in_the_making_does_not_replace_a_later_one():
+    epochs, adopted, compiled = {}, [], asyncio.Event()
+
+    async def slowly(epoch):
+        if epoch.settings["k"] == 2:
+            await compiled.wait()
+        return await make(epoch)
+
+    one = EpochBook(Log(epochs), slowly, adopted_fn=lambda epoch: adopted.append(epoch.number))
+    await one.open(*settings(1))
+    await one.propose(*settings(2), reason="another replica")
+    waiting = asyncio.create_task(one.adopt_newest())
+    await asyncio.sleep(0.01)
+    await one.propose(*settings(3), reason="file")
+    assert await one.adopt_newest()
+    compiled.set()
+    assert not await waiting
+    assert one.current.number == 3
+    assert adopted == [1, 3]
+
+
+async def test_an_epoch_that_two_wait_for_is_adopted_once():
+    adopted = []
+    one = book(Log({}), adopted_fn=lambda epoch: adopted.append(epoch.number))
+    await one.open(*settings(1))
+    await one.propose(*settings(2), reason="file")
+    assert sorted(await asyncio.gather(one.adopt_newest(), one.adopt_newest())) == [False, True]
+    assert adopted == [1, 2]
+
+
 async def test_following_survives_a_log_that_is_away():
     epochs, adopted = {}, []
     log = Log(epochs)

@@ -237,6 +237,8 @@ class EpochBook:
         if self._current is not None and self._current.number == newest.number:
             return False
         made = await self._made(newest)
+        if self._current is not None and self._current.number >= made.number:
+            return False  # overtaken while it was made: an epoch never follows a later one
         former, self._current = self._current, made
         self._adopted_fn(made)
         _log.info(

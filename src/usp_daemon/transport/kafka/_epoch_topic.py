@@ -61,7 +61,9 @@ class TopicEpochLog(AbstractEpochLog):
     ``close_timeout_s`` what closing a client may take before it ends by force. ``crash_fn`` is for tests; it is called
     at every name in ``TOPIC_EPOCH_CRASH_POINTS``.
 
-    Reading goes over all that was written to partition 0 since the last time, the chunks of snapshots among it.
+    Reading goes over all that was written to partition 0 since the last time, the chunks of snapshots among it. Its
+    client is kept from one time to the next, and asks the broker anew each time where the log ends; that of an append
+    is opened for it.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TopicEpochLog(AbstractEpochLog):
         self._options: dict[str, Any] | None = None
         self._index = EpochIndex(kafka.group, kafka.input_topic, f"topic {topic!r}, partition {PARTITION}")
         self._busy = asyncio.Lock()
+        self._reader: SnapshotReader | None = None
 
     def __str__(self) -> str:
         return f"the topic {self._topic!r}"
@@ -104,13 +107,19 @@ class TopicEpochLog(AbstractEpochLog):
             raise EpochLogError(f"epochs cannot be kept in topic {self._topic!r}: {error}") from error
 
     async def close(self) -> None:
-        """Nothing is held between the calls."""
+        """Disconnect."""
         self._options = None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.close()
 
     async def read(self) -> tuple[Epoch, ...]:
         """See :class:`AbstractEpochLog`. What somebody's open transaction holds back is waited for."""
         async with self._busy:
-            return await self._read()
+            try:
+                return await self._read_kept()
+            except SnapshotReadError as error:
+                raise EpochLogError(str(error)) from error
 
     async def append(self, epoch: Epoch) -> bool:
         """See :class:`AbstractEpochLog`."""
@@ -129,7 +138,7 @@ class TopicEpochLog(AbstractEpochLog):
                         await producer.start()
                     self._crash("epoch.opened")
                     # Only now: what others had begun is decided.
-                    epochs = await self._read()
+                    epochs = await self._read_anew()
                     if not is_free(epoch, epochs[-1].number if epochs else None, str(self)):
                         return is_in_doubt and any(_are_one(epoch, other) for other in epochs)
                     is_in_doubt = True
@@ -181,16 +190,34 @@ class TopicEpochLog(AbstractEpochLog):
             client.commit_transaction(), "committing the epoch", self._kafka.request_timeout_ms / 1e3
         )
 
-    async def _read(self) -> tuple[Epoch, ...]:
+    async def _read_kept(self) -> tuple[Epoch, ...]:
+        """By the client that is kept; one that has failed is given up, and the next time opens another."""
         options = self._known_options()
+        if self._reader is None:
+            reader = self._new_reader(options)
+            await reader.open()
+            self._reader = reader
+        reader = self._reader
         try:
-            async with SnapshotReader(
-                self._kafka, options, self._topic, PARTITION, close_timeout_s=self._close_timeout_s
-            ) as reader:
+            await reader.scan(self._index)
+        except BaseException:
+            if self._reader is reader:
+                self._reader = None
+            await reader.close(by_force=True)
+            raise
+        return self._index.in_order()
+
+    async def _read_anew(self) -> tuple[Epoch, ...]:
+        """By a client of its own, which has asked who leads the partition only now."""
+        try:
+            async with self._new_reader(self._known_options()) as reader:
                 await reader.scan(self._index)
         except SnapshotReadError as error:
             raise EpochLogError(str(error)) from error
         return self._index.in_order()
+
+    def _new_reader(self, options: dict[str, Any]) -> SnapshotReader:
+        return SnapshotReader(self._kafka, options, self._topic, PARTITION, close_timeout_s=self._close_timeout_s)
 
     def _known_options(self) -> dict[str, Any]:
         if self._options is None:

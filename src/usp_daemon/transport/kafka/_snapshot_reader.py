@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
+from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as KafkaPartition
 
@@ -23,6 +24,8 @@ BROKER_ERRORS = (kafka_errors.KafkaError, TimeoutError, OSError)
 POLL_MS = 200
 # Beyond a chunk or a few, larger answers gain nothing and hold the event loop up while they are checked.
 FETCH_BYTES = 4 << 20
+READ_UNCOMMITTED = 0  # in a request for offsets
+RETRY_PAUSE_S = 0.1
 
 
 class LogIndex(Protocol):
@@ -41,9 +44,10 @@ class LogIndex(Protocol):
 
 
 class SnapshotReader:
-    """A consumer of one partition without a group; ``async with`` connects and disconnects.
+    """A consumer of one partition without a group; ``async with`` connects and disconnects, or ``open`` and ``close``.
 
-    Every method raises :class:`SnapshotReadError` when the broker does not answer, or refuses.
+    It may be kept: nothing is fetched between the calls, and each asks the broker anew where the log ends. Every method
+    raises :class:`SnapshotReadError` when the broker does not answer, or refuses.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class SnapshotReader:
         # Somebody's open transaction may hold back what is behind it for as long.
         self._patience_s = (kafka.request_timeout_ms + kafka.transaction_timeout_ms) / 1e3
         self._close_timeout_s = close_timeout_s
+        self._has_fetched = False
         self._consumer = AIOKafkaConsumer(
             **options,
             group_id=None,
@@ -68,6 +73,19 @@ class SnapshotReader:
         self._watch = ClientWatch(self._consumer._client)
 
     async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        await self.close(by_force=exception is not None)
+
+    async def open(self) -> None:
+        """Connect."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 await self._consumer.start()
@@ -77,15 +95,10 @@ class SnapshotReader:
                 raise
             raise self._told(error) from error
         self._consumer.assign([self._partition])
-        return self
 
-    async def __aexit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        await self._stop(self._close_timeout_s if exception is None else 0.0)
+    async def close(self, *, by_force: bool = False) -> None:
+        """Disconnect; ``by_force`` waits for nobody."""
+        await self._stop(0.0 if by_force else self._close_timeout_s)
 
     async def _stop(self, timeout_s: float) -> None:
         consumer = self._consumer
@@ -97,20 +110,24 @@ class SnapshotReader:
 
         What somebody's transaction still holds back is waited for: it may be older than what is to be found.
         """
-        beginning = await self._beginning()
+        beginning, end = await self._beginning(), await self._end()
+        if index.position > end:
+            index.reset()  # the topic was made anew, and ends before what was known of it
         position = max(index.position, beginning)
         self._consumer.seek(self._partition, position)
-        end: int | None = None
+        self._consumer.resume(self._partition)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience_s
-        while end is None or position < end:
+        # The first time also where there is nothing to be had: whether this client may read shows in no other way.
+        while position < end or not self._has_fetched:
             try:
                 records = await self._poll()
+                self._has_fetched = True
             except kafka_errors.OffsetOutOfRangeError:
                 if index.position == 0 and loop.time() > deadline:
                     raise SnapshotReadError(f"{self._name}: its beginning moves on while it is read") from None
-                index.reset()  # the topic was made anew, and ends before what was known of it
-                position = await self._beginning()
+                index.reset()  # the topic was made anew meanwhile
+                position, end = await self._beginning(), await self._end()
                 self._consumer.seek(self._partition, position)
                 continue
             for record in records:
@@ -121,15 +138,14 @@ class SnapshotReader:
                 self._consumer.seek(self._partition, position)
             else:  # also over markers of transactions, and what was aborted or compacted away
                 position = reached
-            if end is None:
-                end = self._consumer.highwater(self._partition)
             if has_moved:
                 deadline = loop.time() + self._patience_s
             elif loop.time() > deadline:
                 raise SnapshotReadError(
-                    f"{self._name}: read up to offset {position} of {end or '?'} within {self._patience_s:g} s; no "
-                    "broker answers, or somebody's transaction stays open"
+                    f"{self._name}: read up to offset {position} of {end} within {self._patience_s:g} s; no broker "
+                    "answers, or somebody's transaction stays open"
                 )
+        self._consumer.pause(self._partition)
         index.position = position
 
     async def load(self, index: PartitionIndex, entry: Entry) -> bytearray:
@@ -138,6 +154,7 @@ class SnapshotReader:
         assembly = Assembly(index.keys, entry)
         position = entry.manifest.first
         self._consumer.seek(self._partition, position)
+        self._consumer.resume(self._partition)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience_s
         while not assembly.is_complete and position < entry.log_offset:
@@ -163,6 +180,31 @@ class SnapshotReader:
         try:
             async with asyncio.timeout(self._deadline_s):
                 return (await self._consumer.beginning_offsets([self._partition]))[self._partition]
+        except BROKER_ERRORS as error:
+            raise self._told(error) from error
+
+    async def _end(self) -> int:
+        """The high watermark, at this moment.
+
+        Neither of aiokafka's own will do: ``highwater()`` is that of the last records fetched, and ``end_offsets()`` of
+        a consumer of committed records is where the oldest open transaction begins.
+        """
+        topic, partition = self._partition
+        request = OffsetRequest(-1, READ_UNCOMMITTED, [(topic, [(partition, OffsetResetStrategy.LATEST)])])
+        client = self._consumer._client
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                while True:
+                    leader = client.cluster.leader_for_partition(self._partition)
+                    if leader is not None and leader != -1:
+                        ((_, ((_, code, *answer),)),) = (await client.send(leader, request)).topics
+                        error = kafka_errors.for_code(code)
+                        if error is kafka_errors.NoError:
+                            return answer[1]  # after the record's time
+                        if not error.retriable:
+                            raise error(self._partition)
+                    await asyncio.sleep(RETRY_PAUSE_S)
+                    await client.force_metadata_update()
         except BROKER_ERRORS as error:
             raise self._told(error) from error
 
