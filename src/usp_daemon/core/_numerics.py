@@ -55,8 +55,9 @@ def where_needed(needed: Flag, function: Callable[..., Tree], otherwise: Tree, *
 
     @chosen.def_vmap
     def _(axis_size: int, in_batched: Any, needed: Array, otherwise: Any, operands: Any) -> tuple[Any, Any]:
-        def spread(value: Array, is_batched: bool) -> Array:
-            return value if is_batched else jnp.broadcast_to(value[None], (axis_size, *value.shape))
+        def spread(value: Any, is_batched: bool) -> Any:
+            # a constant may come as a literal, which is no array
+            return value if is_batched else jnp.broadcast_to(jnp.asarray(value), (axis_size, *jnp.shape(value)))
 
         needed, otherwise = jax.tree.map(spread, (needed, otherwise), tuple(in_batched[:2]))
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[2])

@@ -53,9 +53,10 @@ def carried_forecast(model: ModelState, missed: Array) -> tuple[Scalar, Scalar]:
     signal = jnp.square(missed.astype(dtype)) * jnp.clip(kernel.season_correlation, 0.0, 1.0)
     returns = safe_divide(signal, signal + 1.0 - jnp.clip(kernel.season_correlation, 0.0, 1.0))
     past = _standardize.lagged(model.history, jnp.arange(_change_point.REFERENCE_ORDER, dtype=jnp.int32))
-    zero = jnp.zeros_like(model.forecast)
     drawn = (missed > 0) & model.change_point.reference.ready & (kernel.season_length == 0)
-    path = where_needed(drawn, _change_point.reference_change, zero, model.change_point.reference, past, missed)
+    # It counts as given: where_needed has no derivative.
+    reference, past, last = jax.lax.stop_gradient((model.change_point.reference, past, model.forecast))
+    path = where_needed(drawn, _change_point.reference_change, jnp.zeros_like(last), reference, past, missed)
     bound = 6.0 * model.forecast_scale * jnp.sqrt(missed.astype(dtype))
     change = jnp.clip(returns * course + path, -bound, bound)
     return model.forecast + change, jnp.sqrt(1.0 + jnp.minimum(missed, 1000).astype(dtype))

@@ -1,6 +1,7 @@
 """Online standardisation: the symbol's own scale of increments, its level, and the ring of past values."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -110,18 +111,22 @@ def push(state: HistoryState, value: Scalar, missed: Count, shift: Scalar, seaso
     values = jnp.where(slots == position, value, state.values + shift)
     length = jnp.minimum(state.length + steps, capacity)
     pushed = HistoryState(values=values, position=position, length=length)
-    held_before = state.length
-    return where_needed(steps > 1, _bridge, pushed, pushed, steps, held_before, season)
+    # What stands in a gap counts as given: it has no derivative.
+    given = jax.lax.stop_gradient(pushed)
+    filled = where_needed(steps > 1, _bridge, given.values, given, steps, state.length, season)
+    age = (position - slots) % capacity  # periods before the newest
+    return HistoryState(values=jnp.where((age > 0) & (age < steps), filled, values), position=position, length=length)
 
 
-def _bridge(state: HistoryState, steps: Count, held_before: Count, season: Count) -> HistoryState:
-    """Fills the ``steps - 1`` periods before the newest: the course of a season before, drawn to both ends.
+def _bridge(state: HistoryState, steps: Count, held_before: Count, season: Count) -> Float[Array, " history"]:
+    """Values for the ``steps - 1`` periods before the newest: the course of a season before, drawn to both ends.
 
-    Without a season, or with too little history for it, that course is a constant and the bridge a straight line.
+    Without a season, or with too little history for it, that course is a constant and the bridge a straight line. What
+    stands in slots outside the gap means nothing.
     """
     capacity = state.values.shape[0]
     slots = jnp.arange(capacity, dtype=jnp.int32)
-    age = (state.position - slots) % capacity  # periods before the newest
+    age = (state.position - slots) % capacity
     back = seasons_back(steps, season)
     seasonal = (season > 0) & (steps + back < jnp.minimum(held_before + steps, capacity))
     before = state.values[(slots - jnp.where(seasonal, back, 0)) % capacity]
@@ -133,9 +138,7 @@ def _bridge(state: HistoryState, steps: Count, held_before: Count, season: Count
     last, newest = state.values[(state.position - steps) % capacity], state.values[state.position]
     left, right = last - at(steps), newest - at(jnp.zeros_like(steps))
     done = (steps - age).astype(course.dtype) / steps.astype(course.dtype)
-    filled = course + left + done * (right - left)
-    values = jnp.where((age > 0) & (age < steps), filled, state.values)
-    return HistoryState(values=values, position=state.position, length=state.length)
+    return course + left + done * (right - left)
 
 
 def seasons_back(periods: Count, season: Count) -> Count:
