@@ -70,7 +70,13 @@ async def test_what_was_fed_is_on_the_page_and_the_way_back_leads_to_the_first_e
 
     code, page = replica.http("/status")
     assert code == 200 and page.startswith(b"<!doctype html>")
-    found = await until(lambda: (now := status(replica))["totals"]["predictions"] == len(records) - 1 and now, replica)
+
+    def settled() -> dict | None:
+        now = status(replica)
+        done = now["totals"]["predictions"] == len(records) - 1 and not any(p["lag_records"] for p in now["partitions"])
+        return now if done else None
+
+    found = await until(settled, replica)
     (schema,) = (repository_root / "docs" / "schemas").glob("status*.json")
     jsonschema.validate(found, json.loads(schema.read_text("utf-8")))
     assert found["health"]["ready"] and await replica.metric("usp_ready") == 1.0

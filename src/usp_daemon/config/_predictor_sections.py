@@ -95,7 +95,7 @@ class Orchestration:
             "Power of an expert's precision in its target weight: 0 weighs all alike, larger prefers the best.",
             "",
             0.0,
-            64.0,
+            128.0,
         ),
     ] = 16.0
     anchor_threshold: Annotated[

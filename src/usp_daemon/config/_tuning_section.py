@@ -97,10 +97,10 @@ class MetaOptimization:
     kernel_a_bandwidth_max: Annotated[float, _greatest("kernel_a_bandwidth")] = 8.0
     anchor_threshold_min: Annotated[float, _least("anchor_threshold")] = 0.125
     anchor_threshold_max: Annotated[float, _greatest("anchor_threshold")] = 8.0
-    anchor_memory_ticks_min: Annotated[float, _least("anchor_memory_ticks")] = 62.5
-    anchor_memory_ticks_max: Annotated[float, _greatest("anchor_memory_ticks")] = 4000.0
-    confidence_power_min: Annotated[float, _least("confidence_power")] = 1.0
-    confidence_power_max: Annotated[float, _greatest("confidence_power")] = 64.0
+    anchor_memory_ticks_min: Annotated[float, _least("anchor_memory_ticks")] = 37.5
+    anchor_memory_ticks_max: Annotated[float, _greatest("anchor_memory_ticks")] = 2400.0
+    confidence_power_min: Annotated[float, _least("confidence_power")] = 2.0
+    confidence_power_max: Annotated[float, _greatest("confidence_power")] = 128.0
     calibration_rate_min: Annotated[float, _least("calibration_rate")] = 0.0025
     calibration_rate_max: Annotated[float, _greatest("calibration_rate")] = 0.16
     scale_memory_ticks_min: Annotated[float, _least("scale_memory_ticks")] = 25.0
