@@ -73,7 +73,9 @@ async def test_what_was_fed_is_on_the_page_and_the_way_back_leads_to_the_first_e
 
     def settled() -> dict | None:
         now = status(replica)
-        done = now["totals"]["predictions"] == len(records) - 1 and not any(p["lag_records"] for p in now["partitions"])
+        done = now["totals"]["predictions"] == len(records) - 1 and all(
+            p["lag_records"] == 0 for p in now["partitions"]
+        )
         return now if done else None
 
     found = await until(settled, replica)
