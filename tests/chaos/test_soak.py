@@ -6,8 +6,8 @@ import pytest
 import soak
 from service_process import FULL
 
-SECONDS = 60.0 if FULL else 30.0
-OVERLOAD_SECONDS = 60.0 if FULL else 10.0
+SECONDS = 60.0 if FULL else 20.0
+OVERLOAD_SECONDS = 60.0 if FULL else 5.0
 STEADY = soak.Sample(
     at_s=0.0, resident_bytes=5e8, files=40, threads=20, told_resident_bytes=5e8, told_files=40, answered=0, lag=0
 )
