@@ -30,7 +30,7 @@ from usp_daemon.config import (
     parse_settings,
 )
 from usp_daemon.daemon_status import StatusFacts, StatusObserver
-from usp_daemon.early_signals import EndAtOnce
+from usp_daemon.early_signals import EndAtOnce, put_back
 from usp_daemon.persistence import AbstractEpochLog, AbstractSnapshotStore, DirectoryEpochLog, DirectoryStore, Epoch
 from usp_daemon.service import (
     Daemon,
@@ -480,6 +480,6 @@ def _signals(
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
-            signal.signal(number, former[number] or signal.SIG_DFL)  # None: one that Python does not know
+        put_back(former)
         for timer in last_resort:
             timer.cancel()

@@ -8,6 +8,7 @@ process with a signal instead of an exit code, and does nothing at all to the fi
 import os
 import signal
 import types
+from collections.abc import Mapping
 from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -28,10 +29,15 @@ class EndAtOnce:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._former.items():
-            # None: a handler that Python does not know, which it cannot put back either
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        put_back(self._former)
 
     def _end(self, number: int, frame: types.FrameType | None) -> None:
         # No exception, which something might swallow, and no lock or buffer, which something might hold.
         os._exit(self.code)
+
+
+def put_back(former: Mapping[signal.Signals, Any]) -> None:
+    """Have the signals handled as ``signal.getsignal`` said of them before."""
+    for number, handler in former.items():
+        # None: a handler that Python does not know, which it cannot put back either
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

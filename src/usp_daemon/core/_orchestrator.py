@@ -50,8 +50,9 @@ def carried_forecast(model: ModelState, missed: Array) -> tuple[Scalar, Scalar]:
     kernel = model.kernels[0]
     course = _standardize.seasonal_change(model.history, missed, kernel.season_length)
     # Of m steps one season ago, so much returns, where the share rho of the variance of a single one does.
-    signal = jnp.square(missed.astype(dtype)) * jnp.clip(kernel.season_correlation, 0.0, 1.0)
-    returns = safe_divide(signal, signal + 1.0 - jnp.clip(kernel.season_correlation, 0.0, 1.0))
+    rho = jnp.clip(kernel.season_correlation, 0.0, 1.0)
+    signal = jnp.square(missed.astype(dtype)) * rho
+    returns = safe_divide(signal, signal + 1.0 - rho)
     past = _standardize.lagged(model.history, jnp.arange(_change_point.REFERENCE_ORDER, dtype=jnp.int32))
     drawn = (missed > 0) & model.change_point.reference.ready & (kernel.season_length == 0)
     # It counts as given: where_needed has no derivative.

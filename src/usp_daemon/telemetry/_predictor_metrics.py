@@ -402,9 +402,10 @@ class PredictorMetrics:
     def _score(self, memory: _Memory, by_symbol: "_BySymbol", together: "_Together") -> None:
         """Compare each accepted tick with the forecast after the accepted tick before it, of the same symbol."""
         accepted = np.asarray(together.column("accepted"), bool)[by_symbol.order]
-        order, symbol = by_symbol.order[accepted], by_symbol.rows[accepted]
-        if not order.size:
+        if not accepted.any():
             return
+        kept = _BySymbol(by_symbol.order[accepted], by_symbol.rows[accepted])
+        order, symbol = kept.order, kept.rows
         now = np.empty((len(_KEPT) + 1, len(order)))
         for number, name in enumerate(_KEPT):
             now[number] = together.column(name)[order]
@@ -412,12 +413,10 @@ class PredictorMetrics:
         # Nothing is asked of a forecast that was made while warming up.
         now[:-1, np.asarray(together.column("warming_up"), bool)[order]] = np.nan
         # Sorted by symbol, and within one by time, the row before is that of the tick before.
-        is_first = np.concatenate([[True], symbol[1:] != symbol[:-1]])
         before = np.empty_like(now)
         before[:, 1:] = now[:, :-1]
-        before[:, is_first] = memory.kept[:, symbol[is_first]]
-        is_last = np.concatenate([is_first[1:], [True]])
-        memory.kept[:, symbol[is_last]] = now[:, is_last]
+        before[:, kept.is_first] = memory.kept[:, symbol[kept.is_first]]
+        memory.kept[:, symbol[kept.is_last]] = now[:, kept.is_last]
 
         with np.errstate(invalid="ignore"):
             good = np.isfinite(now[-1]) & np.isfinite(before).all(axis=0) & (before[1] > 0.0)

@@ -80,16 +80,14 @@ def random_projection(config: PredictorConfig) -> tuple[np.ndarray, np.ndarray, 
     Three Gaussian kernels share the features: over the present value, over the last two, over the long embedding. A
     frequency is zero at the delays that its kernel does not see.
     """
-    long = delays(config)
-    used = sorted({*range(min(config.kernel_a_embedding_dim, 2)), *long})
+    long, num_features = delays(config), config.kernel_a_features
+    used = sorted(set(long))
     generator = np.random.default_rng(_PROJECTION_SEED)
-    frequencies = generator.standard_normal((len(used), config.kernel_a_features))
-    phases = generator.uniform(0.0, 2.0 * np.pi, config.kernel_a_features)
-    num_one, num_two = (int(share * config.kernel_a_features) for share in _NARROW_SHARES)
-    for column in range(config.kernel_a_features):
-        kernel = 0 if column < num_one else 1 if column < num_one + num_two else 2
-        seen = ((0,), (0, 1), long)[kernel]
-        frequencies[:, column] *= np.isin(used, seen) / _BANDWIDTHS[kernel]
+    frequencies = generator.standard_normal((len(used), num_features))
+    phases = generator.uniform(0.0, 2.0 * np.pi, num_features)
+    widths = np.stack([np.isin(used, seen) / b for seen, b in zip(((0,), (0, 1), long), _BANDWIDTHS, strict=True)])
+    num_one, num_two = (int(share * num_features) for share in _NARROW_SHARES)
+    frequencies *= np.repeat(widths, (num_one, num_two, num_features - num_one - num_two), axis=0).T
     return np.asarray(used, np.int32), frequencies, phases
 
 
